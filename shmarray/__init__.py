@@ -1,0 +1,70 @@
+"""Named NumPy arrays that several processes share without copying, freed exactly once whoever is killed.
+
+    import numpy as np, shmarray as sa
+    with sa.Store() as store:
+        frames = store.put(np.zeros((100, 480, 640)), name="frames")   # pass it to any process: it travels as a handle
+
+The floors, top down; a module imports only from floors below it (`docs/design.md`):
+
+    cli, demo       python -m shmarray
+    inspection      what all stores of a user hold, who holds it
+    store           Store, connect
+    census          names, statistics and self-check of a store
+    guardian        the process that cleans up after a killed owner
+    trees, arrays   SharedTree, SharedArray
+    blocks          one block from birth to unlink
+    membership      taking part in a store
+    exhaustion      what to say when there is no more
+    reaper          who may remove which name, on what proof
+    _format         bytes and records, pure
+    _os             the kernel
+    errors          every error
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform != "linux":
+    _MESSAGE = f"shmarray runs on Linux, and this is {sys.platform}: its promises rest on Linux's kernel (flock, O_TMPFILE, pidfd)"
+    raise ImportError(_MESSAGE)
+
+from shmarray.arrays import SharedArray
+from shmarray.errors import (
+    ArrayExistsError,
+    ArrayNameError,
+    ArrayNotFoundError,
+    CorruptBlockError,
+    DTypeError,
+    GuardianWarning,
+    ShapeError,
+    ShmArrayError,
+    StoreClosedError,
+    StoreExistsError,
+    StoreFullError,
+    StoreNotFoundError,
+)
+from shmarray.store import Store, connect
+from shmarray.trees import SharedTree
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArrayExistsError",
+    "ArrayNameError",
+    "ArrayNotFoundError",
+    "CorruptBlockError",
+    "DTypeError",
+    "GuardianWarning",
+    "ShapeError",
+    "SharedArray",
+    "SharedTree",
+    "ShmArrayError",
+    "Store",
+    "StoreClosedError",
+    "StoreExistsError",
+    "StoreFullError",
+    "StoreNotFoundError",
+    "__version__",
+    "connect",
+]

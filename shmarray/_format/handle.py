@@ -1,0 +1,46 @@
+"""The words of a handle: what stands in a pickle instead of an array.
+
+Owns: the tuple that names a block and a view into it. A handle is small whatever it stands for.
+Must not know: how a handle is claimed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from shmarray._format.names import ANONYMOUS, IN_FLIGHT, NAMED, StoreKey, encode
+
+
+class BlockKey(NamedTuple):
+    """One block of one store; `name` is None for an anonymous one, `claim` is the random part of a link in flight."""
+
+    uid: int
+    store: int
+    block: int
+    name: str | None
+    claim: str | None
+
+    @property
+    def store_key(self) -> StoreKey:
+        """The store of the block."""
+        return StoreKey(self.uid, self.store)
+
+    @property
+    def entry(self) -> str:
+        """File name of the block without the prefix of its store."""
+        return f"{ANONYMOUS}{self.block:016x}" if self.name is None else NAMED + encode(self.name)
+
+    @property
+    def claim_entry(self) -> str | None:
+        """File name of the link in flight without the prefix of its store."""
+        return None if self.claim is None else f"{IN_FLIGHT}{self.block:016x}.{self.claim}"
+
+
+class ViewSpec(NamedTuple):
+    """A view into the data of a block: offset and strides in bytes; `dtype` is None when it is the block's own."""
+
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    dtype: Any
+    writeable: bool

@@ -1,0 +1,118 @@
+"""The header of a block, which stands behind its data.
+
+Owns: where everything lies in a block's file, byte by byte (`docs/format.md` has the table):
+
+    0           the data, so that whoever maps the file by other means finds them at the start
+    meta_at     the description (UTF-8 JSON)
+    size - 512  the header: fixed fields, guarded by a checksum together with the description; then the state word; from
+                byte 192 on, the room of the guard
+
+Must not know: what the description says; files; NumPy.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import NamedTuple
+
+VERSION = 1
+SIZE = 512
+ALIGN = 64
+PAGE = 4096
+
+MAGIC = b"SHMARRAY"
+#: magic, version, flags, checksum, meta length, file size, data size, meta offset, store, block, pid, start, born
+_FIXED = struct.Struct("<8sHHIQQQQQQQQQ")
+_CRC_AT = 12
+_IMMUTABLE = 128
+STATE_AT = 128
+_STATE = struct.Struct("<Q")
+_STATE_END = STATE_AT + _STATE.size
+GUARD_AT = 192
+GUARD_SIZE = SIZE - GUARD_AT
+
+#: Far apart in bits, so that no single flipped bit or byte turns one into the other.
+LIVE = 0x6C69_7665_6C69_7665
+DELETED = 0x6465_6C65_7465_6421
+
+
+class DamagedError(ValueError):
+    """These bytes are not the header of a block."""
+
+
+class Header(NamedTuple):
+    """What the header of a block says. Sizes in bytes; `born` in nanoseconds since the epoch; `pid` made it."""
+
+    file_size: int
+    nbytes: int
+    store: int
+    block: int
+    pid: int
+    start: int
+    born: int
+    state: int
+    meta: bytes
+
+
+def file_size(nbytes: int, meta_size: int) -> int:
+    """Size of the file of a block with that much data and description: whole pages."""
+    least = -(-nbytes // ALIGN) * ALIGN + meta_size + SIZE
+    return -(-least // PAGE) * PAGE
+
+
+def state_offset(size: int) -> int:
+    """Where the state word lies in a file of that size."""
+    return size - SIZE + STATE_AT
+
+
+def pack(header: Header) -> tuple[int, bytes]:
+    """Lay out description and header: the offset in the file where the bytes belong, and the bytes to the file's end."""
+    meta_at = header.file_size - SIZE - len(header.meta)
+    fields = [MAGIC, VERSION, 0, 0, len(header.meta), header.file_size, header.nbytes, meta_at]
+    fields += [header.store, header.block, header.pid, header.start, header.born]
+    fixed = bytearray(_FIXED.pack(*fields).ljust(_IMMUTABLE, b"\0"))
+    fixed[_CRC_AT : _CRC_AT + 4] = zlib.crc32(header.meta, zlib.crc32(fixed)).to_bytes(4, "little")
+    rest = _STATE.pack(header.state).ljust(SIZE - _IMMUTABLE, b"\0")
+    return meta_at, header.meta + bytes(fixed) + rest
+
+
+def meta_size(tail: bytes) -> int:
+    """Tell from the last `SIZE` bytes of a file how long its description claims to be."""
+    if len(tail) < SIZE or tail[-SIZE : -SIZE + 8] != MAGIC:
+        message = "no header of shmarray stands at its end"
+        raise DamagedError(message)
+    return int(_FIXED.unpack_from(tail, len(tail) - SIZE)[4])
+
+
+def unpack(tail: bytes, size: int) -> Header:
+    """Read and check the header of a file of `size` bytes from its last bytes, which must hold the whole description.
+
+    Raises `DamagedError` for anything that `pack` did not write.
+    """
+    length = meta_size(tail)
+    at = len(tail) - SIZE
+    fixed = bytearray(tail[at : at + _IMMUTABLE])
+    (_, version, flags, crc, _, told_size, nbytes, meta_at, store, block, pid, start, born) = _FIXED.unpack_from(fixed)
+    if version != VERSION:
+        message = f"its layout is version {version}, this shmarray reads version {VERSION}"
+        raise DamagedError(message)
+    if told_size != size:
+        message = f"it is {size} bytes long and its header says {told_size}"
+        raise DamagedError(message)
+    if length > at or meta_at != size - SIZE - length or nbytes > meta_at:
+        message = "the fields of its header contradict each other"
+        raise DamagedError(message)
+    meta = bytes(tail[at - length : at])
+    fixed[_CRC_AT : _CRC_AT + 4] = bytes(4)
+    if flags or zlib.crc32(meta, zlib.crc32(fixed)) != crc:
+        message = "the checksum of its header is wrong"
+        raise DamagedError(message)
+    (state,) = _STATE.unpack_from(tail, at + STATE_AT)
+    if any(tail[at + _STATE_END : at + GUARD_AT]):
+        message = "bytes of its header that are not in use are not zero"
+        raise DamagedError(message)
+    if state not in (LIVE, DELETED):
+        message = f"its state is {state:#x}, which is none"
+        raise DamagedError(message)
+    return Header(size, nbytes, store, block, pid, start, born, state, meta)

@@ -1,0 +1,126 @@
+"""Names: of stores, arrays, and of the files that carry them.
+
+Owns: which texts may name an array or a store, and the one place where a name becomes a file name and back. All files of
+one store begin with `shmarray.UID.STORE.`, where STORE is its identity (16 hexadecimal digits), and go on with
+
+    ctl            the control file
+    dir            the claim: stands in for the control file in a directory outside shared memory
+    n.NAME         a named block
+    a.BLOCK        an anonymous block, BLOCK is its identity
+    h.BLOCK.RANDOM a handle in flight: a second link to an anonymous block
+    t.RANDOM       a block being made (only with a capacity, or on file systems without unnamed files)
+
+`shmarray.UID.name.NAME` is a second link to the control file of a store that has a name.
+Must not know: what is in any of the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import NamedTuple
+
+from shmarray.errors import ArrayNameError
+
+MAX_NAME_BYTES = 255
+_MAX_ENCODED = 160
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+_HASHED = "%~"
+_CONTROL_FILE = re.compile(r"shmarray\.(\d+)\.([0-9a-f]{16})\.ctl\Z")
+_STORE_FILE = re.compile(r"shmarray\.(\d+)\.([0-9a-f]{16})\.")
+_PIECE = re.compile(r"%[0-9A-F]{2}|[A-Za-z0-9._-]+")
+
+CONTROL = "ctl"
+CLAIM = "dir"
+NAMED = "n."
+ANONYMOUS = "a."
+IN_FLIGHT = "h."
+TEMPORARY = "t."
+
+
+class StoreKey(NamedTuple):
+    """Identity of one store: the user who opened it, and 64 random bits."""
+
+    uid: int
+    store: int
+
+    @property
+    def prefix(self) -> str:
+        """What the file names of this store begin with."""
+        return f"shmarray.{self.uid}.{self.store:016x}."
+
+
+def user_prefix(uid: int) -> str:
+    """What the file names of this user begin with."""
+    return f"shmarray.{uid}."
+
+
+def check(name: object, what: str = "an array") -> str:
+    """Return `name` if it can name an array or a store; else raise `ArrayNameError`."""
+    reason = _objection(name)
+    if reason is None and isinstance(name, str):
+        return name
+    raise ArrayNameError(
+        f"{name!r} cannot name {what}: {reason}",
+        remedy=f"Use a non-empty text of at most {MAX_NAME_BYTES} bytes in UTF-8, without control characters.",
+        name=name,
+    )
+
+
+def _objection(name: object) -> str | None:
+    if not isinstance(name, str):
+        return f"it is of type {type(name).__name__}, not str"
+    if not name:
+        return "it is empty"
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        return "it contains a control character"
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "it contains half of a surrogate pair"
+    return f"it is {size} bytes long in UTF-8" if size > MAX_NAME_BYTES else None
+
+
+def encode(name: str) -> str:
+    """Spell a checked name so that it may stand in a file name."""
+    raw = name.encode()
+    text = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in raw)
+    if len(text) <= _MAX_ENCODED:
+        return text
+    return _HASHED + hashlib.blake2b(raw, digest_size=16).hexdigest()
+
+
+def decode(text: str) -> str | None:
+    """Undo `encode`; None when the text stands for a longer name that only the block itself tells.
+
+    Raises `ValueError` when `encode` can not have made it.
+    """
+    if re.fullmatch(r"%~[0-9a-f]{32}", text):
+        return None
+    pieces = _PIECE.findall(text)
+    if not text or "".join(pieces) != text or len(text) > _MAX_ENCODED:
+        message = f"{text!r} is not the spelling of a name"
+        raise ValueError(message)
+    raw = b"".join(bytes([int(piece[1:], 16)]) if piece[0] == "%" else piece.encode() for piece in pieces)
+    name = raw.decode()
+    if encode(name) != text or _objection(name) is not None:
+        message = f"{text!r} is not the spelling of a name"
+        raise ValueError(message)
+    return name
+
+
+def store_link(uid: int, name: str) -> str:
+    """File name of the second link to the control file of the store called `name`."""
+    return f"shmarray.{uid}.name.{encode(name)}"
+
+
+def control_file(entry: str) -> StoreKey | None:
+    """Tell which store an entry is the control file of; None if it is none."""
+    match = _CONTROL_FILE.match(entry)
+    return StoreKey(int(match[1]), int(match[2], 16)) if match else None
+
+
+def store_of(entry: str) -> StoreKey | None:
+    """Tell which store an entry of a directory belongs to; None if to none."""
+    match = _STORE_FILE.match(entry)
+    return StoreKey(int(match[1]), int(match[2], 16)) if match else None

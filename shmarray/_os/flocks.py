@@ -1,0 +1,73 @@
+"""Kernel locks that a mapping keeps and the kernel drops.
+
+Owns: two kinds of lock on a file. A *lease* is `flock(LOCK_SH)` on a fresh open file description that is then mapped: the
+kernel keeps it exactly as long as the mapping, through exit and SIGKILL, with no descriptor held. A *mark* is an open
+file description lock on one byte, also kept by a mapping: it says who a particular party is (the owner, the guardian) and
+serialises short critical sections. The two kinds do not see each other.
+Must not know: which files exist and why.
+
+Never unlock: after a fork the description is shared, and an unlock in the child would drop the parent's lock. Locks end by
+closing and unmapping alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import time
+
+_FLOCK = struct.Struct("hhqqi4x")
+_FIRST_MARK = 1 << 40  # beyond the end of every file of ours; locks may lie there
+PATIENCE = 10.0
+"""Seconds to wait for a janitor's exclusive lock; it holds one for microseconds, unless it was stopped."""
+
+
+def share(fd: int) -> None:
+    """Take the lease. Waits while a janitor looks at the file; raises `TimeoutError` after `PATIENCE` seconds."""
+    # flock has no timed wait, so this asks again, at growing distance. The first try succeeds unless a janitor is there.
+    pause, deadline = 20e-6, None
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            now = time.monotonic()
+            if deadline is None:
+                deadline = now + PATIENCE
+            elif now > deadline:
+                message = f"a process has held the exclusive lock of descriptor {fd} for {PATIENCE:.0f} s; is it stopped?"
+                raise TimeoutError(message) from None
+            time.sleep(pause)
+            pause = min(2 * pause, 2e-3)
+        else:
+            return
+
+
+def try_exclusive(fd: int) -> bool:
+    """Take the exclusive lock if nobody holds a lease: true is the kernel's proof that no mapping of the file exists."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def mark(fd: int, number: int) -> bool:
+    """Take mark `number` on this open file description unless another description has it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _FIRST_MARK + number, 1, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def wait_mark(fd: int, number: int) -> None:
+    """Take mark `number`, waiting for whoever has it; the kernel frees it when they end. A signal's handler may raise."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _FIRST_MARK + number, 1, 0))
+
+
+def is_marked(fd: int, number: int) -> bool:
+    """Say whether some other open file description holds mark `number`."""
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _FIRST_MARK + number, 1, 0)
+    answer = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, request))
+    return bool(answer[0] != fcntl.F_UNLCK)

@@ -1,0 +1,163 @@
+"""Files that are memory: create, reserve, publish, map, list, unlink.
+
+Owns: every system call on a block's or control file's bytes and names. Files are made without a name (`O_TMPFILE`), become
+visible in one step (`linkat`), are reserved before they are touched (`posix_fallocate`: a full file system is ENOSPC and
+never SIGBUS), and are mapped without keeping a descriptor.
+Must not know: headers, stores, or who may remove what.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import stat
+import sys
+from typing import Any
+
+SHM_DIRECTORY = "/dev/shm"  # noqa: S108  the kernel's own place for shared memory
+PAGE = mmap.PAGESIZE
+_MODE = 0o600
+_RESERVE_PIECE = 16 << 20  # one call is interrupted and undone by a signal on old kernels: short calls make progress
+_WRITE_PIECE = 64 << 20
+_MAP_FIXED = 0x10
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+
+
+class Segment(mmap.mmap):
+    """A shared mapping that holds no descriptor; `tag` is its user's. C code unmaps it when the last reference dies.
+
+    There is no `close()` to call: the object exports its buffer to the views that need it, and the last of them ends it.
+    """
+
+    tag: Any
+
+
+def create_unnamed(directory: str) -> tuple[int, str | None]:
+    """Make an empty file with no name in `directory`; returns its descriptor and None.
+
+    On a file system without `O_TMPFILE` the file has a temporary name, which is returned instead of None.
+    """
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE), None
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    path = os.path.join(directory, f"shmarray.{os.geteuid()}.{'0' * 16}.t.{os.urandom(8).hex()}")
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE), path
+
+
+def open_existing(path: str, *, write: bool = True) -> int:
+    """Open a file for reading and writing, or only for reading, never through a symbolic link."""
+    mode = os.O_RDWR if write else os.O_RDONLY
+    return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def close(fd: int) -> None:
+    """Close a descriptor."""
+    os.close(fd)
+
+
+def status(fd: int) -> os.stat_result:
+    """Size, link count, owner and identity of an open file."""
+    return os.fstat(fd)
+
+
+def status_of(path: str) -> os.stat_result:
+    """Size, link count, owner and identity of the file of that name itself (a link is not followed)."""
+    return os.lstat(path)
+
+
+def is_regular(info: os.stat_result) -> bool:
+    """Say whether that is an ordinary file."""
+    return stat.S_ISREG(info.st_mode)
+
+
+def exists(path: str) -> bool:
+    """Say whether a file of that name is there now."""
+    return os.path.lexists(path)
+
+
+def resize(fd: int, size: int) -> None:
+    """Set the length of a file without reserving anything."""
+    os.ftruncate(fd, size)
+
+
+def reserve(fd: int, offset: int, size: int) -> None:
+    """Give the bytes `offset` to `offset + size` real memory now, as zeros; ENOSPC when there is not enough."""
+    end = offset + size
+    while offset < end:
+        piece = min(_RESERVE_PIECE, end - offset)
+        os.posix_fallocate(fd, offset, piece)
+        offset += piece
+
+
+def write(fd: int, data: memoryview | bytes, offset: int) -> None:
+    """Write all of `data` at `offset`; reserves as it goes, so a full file system is ENOSPC."""
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done : done + _WRITE_PIECE], offset + done)
+
+
+def read(fd: int, size: int, offset: int) -> bytes:
+    """Read up to `size` bytes at `offset`."""
+    return os.pread(fd, size, offset)
+
+
+def publish(fd: int, path: str, temporary: str | None = None) -> None:
+    """Give an unnamed file its name, complete from the first moment; `FileExistsError` if the name is taken."""
+    if temporary is None:
+        # AT_SYMLINK_FOLLOW through /proc names an O_TMPFILE; src_dir_fd makes CPython call linkat and not link.
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    else:
+        os.link(temporary, path)
+        unlink(temporary)
+
+
+def link(source: str, path: str) -> None:
+    """Give the file `source` a second name."""
+    os.link(source, path, follow_symlinks=False)
+
+
+def replace(source: str, path: str) -> None:
+    """Move the name `source` over the name `path` in one step."""
+    os.rename(source, path)
+
+
+def unlink(path: str) -> bool:
+    """Remove a name; false if it was not there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def entries(directory: str, prefix: str) -> list[str]:
+    """List the names in `directory` that start with `prefix`, unsorted."""
+    return [name for name in os.listdir(directory) if name.startswith(prefix)]
+
+
+def map_shared(fd: int, size: int) -> Segment:
+    """Map the first `size` bytes, readable and writable by all who map the file; the descriptor may be closed after."""
+    if sys.version_info >= (3, 13):
+        return Segment(fd, size, trackfd=False)
+    # Before 3.13 an mmap object keeps a duplicate of the descriptor. So take an anonymous one, which keeps none, and lay
+    # the file's pages over it in place: its C destructor unmaps them like its own.
+    segment = Segment(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = address_of(segment)
+    placed = _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, 0)
+    if placed != address:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return segment
+
+
+def address_of(segment: mmap.mmap) -> int:
+    """Tell where a mapping begins in this process."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(segment))

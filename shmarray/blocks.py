@@ -1,0 +1,476 @@
+"""One block, from birth to unlink.
+
+Owns: the life cycle of a block in this process and in the file system, and the table of what this process has attached:
+
+    state        file                          how it gets there            a SIGKILL here
+    draft        none (or `t.`: see below)     `Draft`: reserved, filled    the kernel frees it; a sweep removes `t.`
+    live         `n.NAME` or `a.ID`            `Draft.publish`: one link    named: lives on; anonymous: last one out, or sweep
+    in flight    `h.ID.RANDOM` besides         `offer`: one more link       the link keeps it until it is claimed
+    claimed      the link removed again        `attach` by that link        mapped before the link goes: never unheld between
+    superseded   name moved to another block   `Draft.publish(replace)`     one rename: old or new, never neither
+    deleted      name removed, then marked     `delete`                     unmarked: stale handles find no name anyway
+
+A block is closed (unmapped) by C code when the last view in the process dies, and unlinked by whoever `reaper` allows.
+Must not know: NumPy, dtypes, what a description says.
+
+With a capacity the draft has a temporary name `t.`, so that a count of the directory sees what is being made.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from shmarray import exhaustion, membership, reaper
+from shmarray._format import control as layout
+from shmarray._format import header as form
+from shmarray._format import names
+from shmarray._format.handle import BlockKey
+from shmarray._os import flocks, processes, segments, words
+from shmarray.errors import ArrayExistsError, ArrayNotFoundError, CorruptBlockError, StoreClosedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from shmarray.membership import Membership
+
+_TAIL = 2048  # one read fetches header and description of nearly every block
+
+
+class Block(NamedTuple):
+    """What is known of an attached block: `tag` of its mapping. Holds the membership, so the store stays joined."""
+
+    member: Membership
+    key: BlockKey
+    path: str
+    file_size: int
+    nbytes: int
+    meta: bytes
+    cache: dict[str, object]
+
+
+class _Watch(weakref.ref[segments.Segment]):
+    """A weak reference to a mapped block; the interpreter calls it back after C code has unmapped the block."""
+
+    __slots__ = ("block",)
+
+    def __new__(cls, segment: segments.Segment, block: Block) -> _Watch:
+        """Watch `segment`."""
+        return super().__new__(cls, segment, _unmapped)
+
+    def __init__(self, segment: segments.Segment, block: Block) -> None:
+        """Keep what the last look needs."""
+        super().__init__(segment, _unmapped)  # type: ignore[call-arg]  # the callback goes to both, see weakref.KeyedRef
+        self.block = block
+
+
+_attached: dict[tuple[int, int], _Watch] = {}
+_pins: dict[int, _Watch] = {}
+
+
+def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
+    """Run when a block was unmapped, at any moment, in any thread: system calls only, never raises, waits for nothing."""
+    _pins.pop(id(watch), None)
+    if isinstance(watch, _Watch):
+        key = watch.block.key
+        if _attached.get((key.store, key.block)) is watch:
+            # Should another thread attach the block between these two lines, its entry is lost from the table: the block is
+            # then mapped once more when it is next asked for, which costs time and nothing else.
+            _attached.pop((key.store, key.block), None)
+        if key.name is None:
+            reaper.last_one_out(watch.block.path, key.uid)
+
+
+def _register(segment: segments.Segment, block: Block) -> segments.Segment:
+    """Enter a mapping into the table; if another thread was faster, its mapping is the one to use."""
+    segment.tag = block
+    watch = _Watch(segment, block)
+    _pins[id(watch)] = watch
+    while True:
+        first = _attached.setdefault((block.key.store, block.key.block), watch)
+        if first is watch:
+            return segment
+        other = first()
+        if other is not None:
+            return other
+        if _attached.get((block.key.store, block.key.block)) is first:
+            _attached[block.key.store, block.key.block] = watch
+            return segment
+
+
+def attached(store: int) -> int:
+    """How many blocks of that store this process maps."""
+    return sum(1 for key in list(_attached) if key[0] == store)
+
+
+class Draft:
+    """A block in the making: reserved and mapped, visible to nobody. Fill `segment`, then `publish`.
+
+    Leaving the `with` block without publishing leaves nothing behind.
+    """
+
+    def __init__(self, member: Membership, nbytes: int, meta: bytes, *, reserve: bool = True) -> None:
+        """Reserve the memory; raises `StoreFullError` before any byte is touched, `StoreClosedError` on a closed store."""
+        self._hold = member.require_open()
+        reaper.settle()
+        self.member = member
+        self.nbytes = nbytes
+        self.meta = meta
+        self.size = form.file_size(nbytes, len(meta))
+        self.block_id = int.from_bytes(os.urandom(8), "little")
+        directory = member.control.directory
+        with exhaustion.explained(directory, self.size):
+            exhaustion.require(directory, self.size)
+            self.fd, self.temporary = segments.create_unnamed(directory)
+            try:
+                flocks.share(self.fd)
+                if member.control.capacity is not None:
+                    self._account(member.control.capacity)
+                segments.resize(self.fd, self.size)
+                self._reserved = reserve
+                if reserve:
+                    segments.reserve(self.fd, 0, self.size)
+            except BaseException:
+                self._abandon()
+                raise
+
+    def _account(self, capacity: int) -> None:
+        """Enter the block into the store's account, or raise `StoreFullError`.
+
+        The account is an upper bound kept in the control file: creation adds, nothing subtracts. When it would pass the
+        capacity, the directory is counted, which is the truth; a death between two lines only makes the bound too high.
+        """
+        lock = self.member.exclusively(layout.CAPACITY_MARK)
+        try:
+            used = words.load(self._hold, layout.USED_AT)
+            if used + self.size > capacity:
+                used = sum(item.nbytes for item in exhaustion.holdings(self.member.control.directory, self.member.key.prefix))
+            if used + self.size > capacity:
+                words.store(self._hold, layout.USED_AT, used)
+                what = f"the capacity of {self.member.label} is exhausted"
+                raise exhaustion.full(what, self.member.control.directory, self.size, limit=capacity, used=used)
+            segments.resize(self.fd, self.size)
+            if self.temporary is None:
+                path = f"{self.member.block_prefix}{names.TEMPORARY}{os.urandom(8).hex()}"
+                segments.publish(self.fd, path)
+                self.temporary = path
+            words.store(self._hold, layout.USED_AT, used + self.size)
+        finally:
+            segments.close(lock)
+
+    def write(self, data: memoryview, offset: int = 0) -> None:
+        """Copy bytes into the block; a full file system is `StoreFullError`, also where nothing was reserved."""
+        with exhaustion.explained(self.member.control.directory, self.size):
+            segments.write(self.fd, data, offset)
+
+    def map(self, name: str | None) -> segments.Segment:
+        """Write the header and map the block."""
+        me = processes.me()
+        head = form.Header(
+            file_size=self.size,
+            nbytes=self.nbytes,
+            store=self.member.key.store,
+            block=self.block_id,
+            pid=me.pid,
+            start=me.start,
+            born=time.time_ns(),
+            state=form.LIVE,
+            meta=self.meta,
+        )
+        offset, data = form.pack(head)
+        key = BlockKey(self.member.key.uid, self.member.key.store, self.block_id, name, None)
+        path = self.member.block_prefix + key.entry
+        with exhaustion.explained(self.member.control.directory, self.size):
+            if not self._reserved:
+                # The data were written, which reserves; only what lies behind them is missing.
+                segments.reserve(self.fd, self.nbytes, self.size - self.nbytes)
+            segments.write(self.fd, data, offset)
+            segment = segments.map_shared(self.fd, self.size)
+        return _register(segment, Block(self.member, key, path, self.size, self.nbytes, self.meta, {}))
+
+    def publish(self, segment: segments.Segment, *, replace: bool = False) -> None:
+        """Make the block visible under its name, whole, in one step.
+
+        Raises `ArrayExistsError` when the name is taken and `replace` is false, `StoreClosedError` when the store was closed
+        meanwhile: whoever publishes looks again after linking, so a sweep at close misses nothing.
+        """
+        block: Block = segment.tag
+        with exhaustion.explained(self.member.control.directory, self.size):
+            if replace:
+                self._replace(block.path)
+            elif self.temporary is not None and block.key.name is None:
+                # Nobody else can have this name. A second link, were it to stay, would count as a handle in flight.
+                segments.replace(self.temporary, block.path)
+            else:
+                try:
+                    segments.publish(self.fd, block.path, self.temporary)
+                except FileExistsError:
+                    raise _exists(block) from None
+            self.temporary = None
+        if words.load(self._hold, layout.STATE_AT) != layout.OPEN:
+            segments.unlink(block.path)
+            raise self.member.closed_error()
+
+    def _replace(self, path: str) -> None:
+        """Move the name to this block, then mark the block that had it."""
+        if self.temporary is None:
+            temporary = f"{self.member.block_prefix}{names.TEMPORARY}{os.urandom(8).hex()}"
+            segments.publish(self.fd, temporary)
+            self.temporary = temporary
+        lock = self.member.exclusively(layout.CHANGE_MARK)
+        try:
+            try:
+                old = segments.open_existing(path)
+            except FileNotFoundError:
+                old = None
+            try:
+                segments.replace(self.temporary, path)
+                if old is not None:
+                    _mark_deleted(old)
+            finally:
+                if old is not None:
+                    segments.close(old)
+        finally:
+            segments.close(lock)
+
+    def _abandon(self) -> None:
+        if self.temporary is not None:
+            segments.unlink(self.temporary)
+            self.temporary = None
+        segments.close(self.fd)
+        self.fd = -1
+
+    def __enter__(self) -> Self:
+        """Begin to fill."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the descriptor; the mapping holds the lease from here on. What was not published is gone."""
+        self._abandon()
+
+
+def _exists(block: Block) -> ArrayExistsError:
+    return ArrayExistsError(
+        f"an array called {block.key.name!r} is already in {block.member.label}",
+        remedy=f"Replace it with store[{block.key.name!r}] = array, delete it first, or choose another name.",
+        name=block.key.name,
+    )
+
+
+def _mark_deleted(fd: int) -> None:
+    """Tell those who still map the block that handles to it are stale. A foreign or damaged file is left alone."""
+    size = segments.status(fd).st_size
+    if size >= form.SIZE and segments.read(fd, 8, size - form.SIZE) == form.MAGIC:
+        segments.write(fd, form.DELETED.to_bytes(8, "little"), form.state_offset(size))
+
+
+def _not_found(member: Membership, key: BlockKey, reason: str) -> ArrayNotFoundError:
+    what = f"the array {key.name!r}" if key.name is not None else "the anonymous array of this handle"
+    remedy = (
+        f"Look it up again with store[{key.name!r}]; list(store) shows what is there."
+        if key.name is not None
+        else "Keep the array alive until its handle has been loaded, or give it a name."
+    )
+    return ArrayNotFoundError(
+        f"{what} {reason} in {member.label}", remedy=remedy, name=key.name, store=member.control.name or f"{key.store:016x}"
+    )
+
+
+def attach(member: Membership, key: BlockKey) -> segments.Segment:
+    """Map the block a handle names, or return the mapping this process has; a link in flight is claimed and removed.
+
+    Raises `ArrayNotFoundError` (deleted, replaced, never there), `StoreClosedError`, `CorruptBlockError`, `StoreFullError`.
+    """
+    hold = member.require_open()
+    claim = None if key.claim_entry is None else member.block_prefix + key.claim_entry
+    watch = _attached.get((key.store, key.block))
+    segment = watch() if watch is not None else None
+    if segment is None:
+        segment = _attach_new(member, key, claim)
+    elif words.load(segment, form.state_offset(segment.tag.file_size)) != form.LIVE:
+        raise _not_found(member, key, "has been deleted or replaced")
+    if claim is not None:
+        # Only now: mapped first, so that at no moment the block is held by neither link nor lease.
+        segments.unlink(claim)
+    del hold
+    return segment
+
+
+def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segments.Segment:
+    path = member.block_prefix + key.entry
+    with exhaustion.explained(member.control.directory, 0):
+        for candidate in (path,) if claim is None else (claim, path):
+            try:
+                fd = _open_block(candidate)
+            except FileNotFoundError:
+                continue
+            try:
+                return _map_checked(member, key, fd, path)
+            finally:
+                segments.close(fd)
+    if member.state() != layout.OPEN:
+        raise member.closed_error()
+    raise _not_found(member, key, "is not there: it was deleted, or all who held it have gone")
+
+
+def lookup(member: Membership, name: str) -> segments.Segment:
+    """Map the block that has this name now. Raises as `attach` does."""
+    hold = member.require_open()
+    key = BlockKey(member.key.uid, member.key.store, -1, name, None)
+    segment = _attach_new(member, key, None)
+    del hold
+    return segment
+
+
+def _open_block(path: str) -> int:
+    try:
+        return segments.open_existing(path)
+    except (PermissionError, IsADirectoryError) as error:
+        raise _corrupt(path, os.strerror(error.errno or 0)) from None
+    except OSError as error:
+        if error.errno in membership.NOT_A_FILE:
+            raise _corrupt(path, os.strerror(error.errno)) from None
+        raise
+
+
+def _map_checked(member: Membership, key: BlockKey, fd: int, path: str) -> segments.Segment:
+    """Take the lease, check every field, map. The order matters: after the lease nobody removes it as unheld."""
+    flocks.share(fd)
+    info = segments.status(fd)
+    head = _read_header(member, fd, info, path)
+    if key.block not in (-1, head.block):
+        raise _not_found(member, key, "has been replaced")
+    if info.st_nlink == 0 or head.state != form.LIVE:
+        raise _not_found(member, key, "has been deleted or replaced")
+    key = key._replace(block=head.block, claim=None)
+    watch = _attached.get((key.store, key.block))
+    segment = watch() if watch is not None else None
+    if segment is not None:
+        return segment
+    segment = segments.map_shared(fd, info.st_size)
+    return _register(segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, {}))
+
+
+def _read_header(member: Membership, fd: int, info: os.stat_result, path: str) -> form.Header:
+    try:
+        if info.st_uid != member.key.uid:
+            message = f"it belongs to user {info.st_uid}, not {member.key.uid}"
+            raise form.DamagedError(message)
+        if not segments.is_regular(info) or info.st_size % form.PAGE or info.st_size < form.PAGE:
+            message = f"a file of {info.st_size} bytes is no block: it was truncated, or is not ours"
+            raise form.DamagedError(message)
+        head = read_header(fd, info.st_size)
+        if head.store != member.key.store:
+            message = "it belongs to another store"
+            raise form.DamagedError(message)
+    except form.DamagedError as error:
+        raise _corrupt(path, str(error)) from None
+    return head
+
+
+def read_header(fd: int, size: int) -> form.Header:
+    """Read and check the header of an open block of `size` bytes; raises `DamagedError`."""
+    length = min(size, _TAIL)
+    tail = segments.read(fd, length, size - length)
+    needed = form.meta_size(tail) + form.SIZE
+    if length < needed <= size:
+        tail = segments.read(fd, needed, size - needed)
+    return form.unpack(tail, size)
+
+
+def _corrupt(path: str, reason: str) -> CorruptBlockError:
+    return CorruptBlockError(
+        f"{path} cannot be attached: {reason}",
+        remedy="Nothing was changed. `python -m shmarray doctor` shows what it is; delete the array to get rid of it.",
+        path=path,
+        reason=reason,
+    )
+
+
+def offer(segment: segments.Segment) -> BlockKey:
+    """Make a key that may travel; for an anonymous block, with a link in flight that keeps it until it is claimed.
+
+    Raises `ArrayNotFoundError` when the block was deleted, `StoreClosedError` when its store has ended.
+    """
+    block: Block = segment.tag
+    hold = block.member.require_open()
+    if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
+        raise _not_found(block.member, block.key, "has been deleted or replaced")
+    if block.key.name is not None:
+        return block.key
+    key = block.key._replace(claim=os.urandom(6).hex())
+    claim = f"{block.member.block_prefix}{key.claim_entry}"
+    try:
+        with exhaustion.explained(block.member.control.directory, 0):
+            segments.link(block.path, claim)
+    except FileNotFoundError:
+        if block.member.state() != layout.OPEN:
+            raise block.member.closed_error() from None
+        raise _not_found(block.member, block.key, "has been deleted") from None
+    if words.load(hold, layout.STATE_AT) != layout.OPEN:
+        segments.unlink(claim)
+        raise block.member.closed_error()
+    return key
+
+
+def delete(segment: segments.Segment) -> bool:
+    """Remove an attached block's name, and the links in flight; false if it was deleted or replaced before."""
+    block: Block = segment.tag
+    if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
+        return False
+    try:
+        lock = block.member.exclusively(layout.CHANGE_MARK)
+    except StoreClosedError:
+        return False
+    try:
+        if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
+            return False
+        segments.unlink(block.path)
+        words.store(segment, form.state_offset(block.file_size), form.DELETED)
+    finally:
+        segments.close(lock)
+    if block.key.name is None:
+        _drop_claims(block.member, f"{names.IN_FLIGHT}{block.key.block:016x}.")
+    return True
+
+
+def delete_name(member: Membership, name: str) -> bool:
+    """Remove the block of that name, whatever it is; false if there is none."""
+    path = member.block_prefix + names.NAMED + names.encode(name)
+    lock = member.exclusively(layout.CHANGE_MARK)
+    try:
+        try:
+            fd = _open_block(path)
+        except FileNotFoundError:
+            return False
+        except CorruptBlockError:
+            return segments.unlink(path)
+        try:
+            segments.unlink(path)
+            _mark_deleted(fd)
+        finally:
+            segments.close(fd)
+    finally:
+        segments.close(lock)
+    return True
+
+
+def has_name(member: Membership, name: str) -> bool:
+    """Say whether there is a block of that name now."""
+    return segments.exists(member.block_prefix + names.NAMED + names.encode(name))
+
+
+def _drop_claims(member: Membership, kind: str) -> int:
+    directory, prefix = os.path.split(member.block_prefix + kind)
+    return sum(segments.unlink(os.path.join(directory, entry)) for entry in segments.entries(directory, prefix))
+
+
+def release_unclaimed(member: Membership) -> int:
+    """Remove every link in flight, then the anonymous blocks that nobody maps; returns how many links."""
+    hold = member.require_open()
+    removed = _drop_claims(member, names.IN_FLIGHT)
+    reaper.remove_unheld(member.control.directory, member.key)
+    del hold
+    return removed

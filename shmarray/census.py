@@ -1,0 +1,183 @@
+"""Counting and checking a store by looking at its files.
+
+Owns: the names, statistics and self-check of a store, all read from the file system and from `/proc`.
+Must not know: how blocks are made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+from shmarray import arrays, blocks, reaper
+from shmarray._format import control as layout
+from shmarray._format import header as form
+from shmarray._format import names
+from shmarray._os import flocks, limits, segments
+from shmarray.errors import ShmArrayError
+from shmarray.guardian import launch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shmarray.membership import Membership
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoreStats:
+    """How a store stands. Sizes in bytes.
+
+    `named` and `anonymous` count blocks (a tree is one), `in_flight` handles pickled and not yet loaded, `drafts` blocks
+    being made; `nbytes` is what all blocks take, `capacity` the bound if there is one, `free` what may still be taken;
+    `attached` is how many blocks this process maps.
+    """
+
+    name: str | None
+    id: str
+    state: str
+    owner_pid: int
+    guardian_pid: int | None
+    directory: str
+    named: int
+    anonymous: int
+    in_flight: int
+    drafts: int
+    nbytes: int
+    capacity: int | None
+    free: int
+    attached: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a store: the file, what is wrong with it, and whether it was removed."""
+
+    path: str
+    reason: str
+    fixed: bool
+
+
+def _entries(member: Membership) -> Iterator[tuple[str, str]]:
+    """Go through the files of a store: what the entry says after the prefix, and its path."""
+    for entry in segments.entries(member.control.directory, member.key.prefix):
+        yield entry[len(member.key.prefix) :], os.path.join(member.control.directory, entry)
+
+
+def array_names(member: Membership) -> list[str]:
+    """Names of all named blocks, sorted. A name too long for a file name is read from its block."""
+    found = []
+    for kind, path in _entries(member):
+        if not kind.startswith(names.NAMED):
+            continue
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            name = names.decode(kind[len(names.NAMED) :])
+            found.append(_stored_name(path) if name is None else name)
+    return sorted(found)
+
+
+def _stored_name(path: str) -> str:
+    """Read the name of a block from its description; raises `ValueError` if it is damaged."""
+    fd = segments.open_existing(path, write=False)
+    try:
+        head = blocks.read_header(fd, segments.status(fd).st_size)
+    finally:
+        segments.close(fd)
+    name = arrays.decode(head.meta).name
+    if name is None:
+        message = "the block has no name"
+        raise ValueError(message)
+    return name
+
+
+def count_named(member: Membership) -> int:
+    """How many named blocks there are."""
+    return sum(kind.startswith(names.NAMED) for kind, _ in _entries(member))
+
+
+def stats(member: Membership) -> StoreStats:
+    """Count the files of a store. Raises `StoreClosedError`."""
+    member.require_open()
+    counts = dict.fromkeys((names.NAMED, names.ANONYMOUS, names.IN_FLIGHT, names.TEMPORARY), 0)
+    size = 0
+    for kind, path in _entries(member):
+        letter = kind[:2]
+        if letter in counts:
+            counts[letter] += 1
+            if letter != names.IN_FLIGHT:
+                with contextlib.suppress(FileNotFoundError):
+                    size += segments.status_of(path).st_size
+    capacity, free = member.control.capacity, limits.space(member.control.directory).free
+    return StoreStats(
+        name=member.control.name,
+        id=f"{member.key.store:016x}",
+        state=layout.STATES[member.state()],
+        owner_pid=member.control.owner[0],
+        guardian_pid=launch.guardian_of(member),
+        directory=member.control.directory,
+        named=counts[names.NAMED],
+        anonymous=counts[names.ANONYMOUS],
+        in_flight=counts[names.IN_FLIGHT],
+        drafts=counts[names.TEMPORARY],
+        nbytes=size,
+        capacity=capacity,
+        free=free if capacity is None else max(0, min(free, capacity - size)),
+        attached=blocks.attached(member.key.store),
+    )
+
+
+def check(member: Membership, *, fix: bool) -> list[Problem]:
+    """Look at every file of a store; with `fix`, remove what is provably dead."""
+    hold = member.require_open()
+    problems = []
+    for kind, path in _entries(member):
+        with contextlib.suppress(FileNotFoundError):
+            reason = _objection(member, kind, path)
+            if reason is not None:
+                dead = kind.startswith((names.ANONYMOUS, names.TEMPORARY)) and fix
+                draft = kind.startswith(names.TEMPORARY)
+                fixed = dead and reaper.remove_if_unheld(path, member.key.uid, draft=draft)
+                problems.append(Problem(path, reason, fixed))
+    del hold
+    return problems
+
+
+def _objection(member: Membership, kind: str, path: str) -> str | None:
+    """Say what is wrong with a file of a store; None if nothing is."""
+    if kind in (names.CONTROL, names.CLAIM) or kind.startswith(names.IN_FLIGHT):
+        return None
+    if not kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY)):
+        return "no file of shmarray has such a name"
+    try:
+        fd = segments.open_existing(path, write=False)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    try:
+        info = segments.status(fd)
+        if info.st_uid != member.key.uid or not segments.is_regular(info):
+            return f"it belongs to user {info.st_uid}, or is no file"
+        if kind.startswith(names.TEMPORARY):
+            return "a block that was never finished; its maker is gone" if flocks.try_exclusive(fd) else None
+        reason = _damage(member, kind, fd, info.st_size)
+        if reason is None and kind.startswith(names.ANONYMOUS) and info.st_nlink == 1 and flocks.try_exclusive(fd):
+            reason = "nobody holds it, and no handle to it is in flight"
+        return reason
+    finally:
+        segments.close(fd)
+
+
+def _damage(member: Membership, kind: str, fd: int, size: int) -> str | None:
+    try:
+        head = blocks.read_header(fd, size)
+        name = arrays.decode(head.meta).name
+    except (ValueError, TypeError, KeyError, IndexError, ShmArrayError) as error:
+        return str(error)
+    if head.store != member.key.store:
+        return "it belongs to another store"
+    expected = f"{names.ANONYMOUS}{head.block:016x}" if name is None else names.NAMED + names.encode(name)
+    if kind != expected:
+        return f"its header says that it is {expected}"
+    return "it was deleted, and its name stayed" if head.state == form.DELETED else None

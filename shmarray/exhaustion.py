@@ -1,0 +1,154 @@
+"""What to say when there is no more: memory, capacity, descriptors, mappings.
+
+Owns: turning the kernel's ENOSPC, EMFILE, ENOMEM and their kin into a `StoreFullError` that names what was asked, what is
+free, the limit, the biggest arrays and the remedy; and refusing beforehand what cannot succeed.
+Must not know: how blocks are made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from shmarray._format import names
+from shmarray._os import limits, segments
+from shmarray.errors import StoreFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHOWN = 5
+_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+class Holding(NamedTuple):
+    """One block, as a message names it; size in bytes."""
+
+    name: str
+    nbytes: int
+
+
+def size_text(nbytes: int) -> str:
+    """Write a number of bytes for people.
+
+    >>> size_text(3 << 20)
+    '3.0 MiB'
+    """
+    amount = float(nbytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{nbytes} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def holdings(directory: str, prefix: str) -> list[Holding]:
+    """List all blocks whose file names begin with `prefix`, biggest first."""
+    found = []
+    for entry in segments.entries(directory, prefix):
+        key = names.store_of(entry)
+        kind = entry[len(key.prefix) :] if key else ""
+        if kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY)):
+            with contextlib.suppress(FileNotFoundError):
+                size = segments.status_of(os.path.join(directory, entry)).st_size
+                found.append(Holding(_label(kind), size))
+    return sorted(found, key=lambda holding: -holding.nbytes)
+
+
+def _label(kind: str) -> str:
+    if not kind.startswith(names.NAMED):
+        return "(anonymous)"
+    try:
+        return names.decode(kind[len(names.NAMED) :]) or "(long name)"
+    except ValueError:
+        return kind
+
+
+def require(directory: str, asked: int) -> None:
+    """Refuse what cannot fit, before any byte is reserved. Passing is no promise."""
+    space = limits.space(directory)
+    if asked > space.free:
+        raise full("shared memory is full" if _is_memory(directory) else "the disk is full", directory, asked)
+    if _is_memory(directory) and asked > 1 << 24:
+        left = limits.memory_left()
+        if left is not None and asked > left:
+            raise full("the memory limit of this container or service would be exceeded", directory, asked, limit=left)
+
+
+def _is_memory(directory: str) -> bool:
+    return directory == segments.SHM_DIRECTORY
+
+
+@contextlib.contextmanager
+def explained(directory: str, asked: int) -> Iterator[None]:
+    """Turn the kernel's "no more" inside the block into a `StoreFullError`; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _SPACE:
+            what = "shared memory is full" if _is_memory(directory) else "the disk is full"
+            raise full(what, directory, asked) from None
+        if error.errno in _FILES:
+            raise _no_descriptor() from None
+        if error.errno == errno.ENOMEM:
+            raise _no_mapping(asked) from None
+        raise
+
+
+def full(what: str, directory: str, asked: int, *, limit: int | None = None, used: int | None = None) -> StoreFullError:
+    """Describe a lack of space; with `used`, `limit` is the capacity of a store of which that much is in use."""
+    space = limits.space(directory)
+    biggest = holdings(directory, names.user_prefix(os.geteuid()))[:_SHOWN]
+    if used is not None and limit is not None:
+        free, total = max(0, limit - used), limit
+    else:
+        free, total = (space.free if limit is None else limit), space.total
+    listing = ", ".join(f"{holding.name} {size_text(holding.nbytes)}" for holding in biggest) or "none"
+    if used is not None:
+        remedy = "Delete arrays, or open the store with a larger capacity= or with none."
+    elif limit is not None:
+        remedy = "Delete arrays, raise the memory limit, or put the store on disk with Store(directory=...)."
+    elif _is_memory(directory):
+        remedy = (
+            "Delete arrays, enlarge shared memory (docker run --shm-size=2g; mount -o remount,size=2g), bound the store with "
+            "capacity=, or put it on disk with Store(directory=...)."
+        )
+    else:
+        remedy = "Delete arrays or files there, or choose another directory=."
+    return StoreFullError(
+        f"{what}: asked {size_text(asked)}, free {size_text(free)} of {size_text(total)} in "
+        f"{'the capacity of the store' if used is not None else directory}; biggest arrays: {listing}",
+        remedy=remedy,
+        asked=asked,
+        free=free,
+        limit=total,
+        directory=directory,
+        biggest=[tuple(holding) for holding in biggest],
+    )
+
+
+def _no_descriptor() -> StoreFullError:
+    soft, hard = limits.descriptors()
+    return StoreFullError(
+        f"this process has no free file descriptor (limit {soft}, hard limit {hard}); shmarray needs one for a moment",
+        remedy="Close files, or raise the limit: `ulimit -n 4096`, or resource.setrlimit(resource.RLIMIT_NOFILE, ...).",
+        asked=1,
+        free=0,
+        limit=soft,
+        biggest=[],
+    )
+
+
+def _no_mapping(asked: int) -> StoreFullError:
+    most = limits.mappings()
+    return StoreFullError(
+        f"the kernel refused to map {size_text(asked)}: the address space or the {most} mappings a process may have are used up",
+        remedy="Drop arrays, put small ones together with store.put({...}), or raise vm.max_map_count.",
+        asked=asked,
+        free=0,
+        limit=most,
+        biggest=[],
+    )

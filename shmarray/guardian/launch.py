@@ -1,0 +1,101 @@
+"""Starting a guardian, and reaching it.
+
+Owns: the one place where shmarray starts a process.
+Must not know: what the guardian does.
+
+The guardian is a fresh interpreter: nothing of the user's process is forked, no `__main__` is imported again, no
+descriptor or mapping is inherited, a session of its own keeps Ctrl-C and a kill of the process group away from it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+import warnings
+from typing import TYPE_CHECKING
+
+from shmarray import reaper
+from shmarray._format import control as layout
+from shmarray._os import flocks, processes, segments, words
+from shmarray.errors import GuardianWarning, StoreClosedError
+
+if TYPE_CHECKING:
+    from shmarray.guardian.manager import GuardianManager
+    from shmarray.membership import Membership
+
+_SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+_PATIENCE = 30.0
+
+
+def command(member: Membership) -> list[str]:
+    """Command line of the guardian of a store."""
+    pid, start, _ = member.control.owner
+    path = reaper.control_path(member.key)
+    return [sys.executable, "-I", "-S", _SCRIPT, path, str(member.key.uid), str(pid), str(start)]
+
+
+def launch(member: Membership) -> None:
+    """Start the guardian of a store; a `GuardianWarning` where it cannot be started."""
+    try:
+        done = subprocess.run(  # noqa: S603  our own interpreter, our own script
+            command(member),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            check=True,
+            timeout=_PATIENCE,
+        )
+        pid = int(done.stdout)
+        member.note_guardian(pid)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        warnings.warn(
+            f"the guardian of {member.label} could not be started ({error}); should this process be killed, what it leaves is "
+            "removed by the next store or by `python -m shmarray gc`",
+            GuardianWarning,
+            stacklevel=4,
+        )
+
+
+def connect(member: Membership) -> GuardianManager:
+    """Connect to the manager that the guardian of a store is. Raises `StoreClosedError` when it is gone.
+
+    The import costs tens of milliseconds, so it is made by those who ask for a manager.
+    """
+    module = importlib.import_module("shmarray.guardian.manager")
+    manager: GuardianManager = module.GuardianManager(module.address(member.key), bytes.fromhex(member.control.key))
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            manager.connect()
+        except (ConnectionError, FileNotFoundError, EOFError) as error:
+            # It opens its door some tens of milliseconds after it was started; there is nothing to wait on but itself.
+            if time.monotonic() < deadline and guardian_of(member) is not None:
+                time.sleep(2e-3)
+                continue
+            raise StoreClosedError(
+                f"the guardian of {member.label} does not answer ({error})",
+                remedy="It was killed, or the store is closed; arrays go on without it, managed objects need a new store.",
+                store=member.control.name or f"{member.key.store:016x}",
+            ) from None
+        return manager
+
+
+def guardian_of(member: Membership) -> int | None:
+    """Pid of the store's guardian if it is alive: the kernel knows by the mark it holds, or by its command line."""
+    path = reaper.control_path(member.key)
+    try:
+        fd = segments.open_existing(path, write=False)
+    except FileNotFoundError:
+        return None
+    try:
+        marked = flocks.is_marked(fd, layout.GUARDIAN_MARK)
+        page = segments.read(fd, layout.SIZE, 0)
+    finally:
+        segments.close(fd)
+    pid = int.from_bytes(page[layout.GUARDIAN_AT : layout.GUARDIAN_AT + words.WORD], "little")
+    # In its first milliseconds it holds no mark yet.
+    return pid if marked or (pid and path in processes.command(pid)) else None

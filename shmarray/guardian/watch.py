@@ -1,0 +1,122 @@
+"""What the guardian watches, and what it does then.
+
+Owns: the guardian's one loop. It is told by the kernel: of the owner's death by a pidfd, of every participant's by the end of
+its lease on the control file. It looks as well from time to time, but what it removes it removes on proof (`reaper`).
+Must not know: arrays, what the manager serves.
+
+It takes no part in the store itself: it holds no lease, so its own life keeps nothing alive.
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+import time
+
+from shmarray import reaper
+from shmarray._format import control as layout
+from shmarray._format import names
+from shmarray._format.header import DamagedError
+from shmarray._os import flocks, segments, watches, words
+from shmarray.guardian import manager
+
+_LOOK = 5.0  # seconds between looks when nothing is reported; reports make it fast, looks make it sure
+_LOOK_BLIND = 0.25  # the same where the kernel has no inotify left to report with
+_REST = 0.05  # seconds between two sweeps at least, and
+_SHARE = 20  # a sweep of t seconds is followed by at least 20 t of rest
+
+
+class Guard:
+    """One guardian at its store."""
+
+    def __init__(self, path: str, uid: int, fd: int, control: layout.Control) -> None:
+        """Watch the control file open as `fd`."""
+        self.path = path
+        self.uid = uid
+        self.fd = fd
+        self.control = control
+        self.key = names.StoreKey(uid, control.store)
+        self.memory = segments.map_shared(fd, layout.SIZE)
+
+    def state(self) -> int:
+        """How the store stands."""
+        return words.load(self.memory, layout.STATE_AT)
+
+    def bury(self) -> None:
+        """After the owner's death: no more arrays; every name goes, also that of the store."""
+        if self.state() == layout.OPEN:
+            words.store(self.memory, layout.STATE_AT, layout.DEAD)
+        reaper.release_name(self.fd, self.uid, self.control.name)
+
+    def sweep(self) -> bool:
+        """Remove what may be removed now; true when the store is gone and the guardian's work done."""
+        if segments.status(self.fd).st_nlink == 0:
+            return True
+        if self.state() == layout.OPEN:
+            reaper.remove_unheld(self.control.directory, self.key)
+            return False
+        reaper.remove_blocks(self.control.directory, self.key)
+        return self._is_deserted() and reaper.finish(self.path, self.uid).removed
+
+    def _is_deserted(self) -> bool:
+        """Ask through a read-only descriptor, whose closing is not reported back to this very guardian."""
+        try:
+            fd = segments.open_existing(self.path, write=False)
+        except FileNotFoundError:
+            return True
+        try:
+            return flocks.try_exclusive(fd)
+        finally:
+            segments.close(fd)
+
+
+def main(path: str, uid: int, pid: int, start: int) -> None:
+    """Guard the store whose control file is `path` until it is gone; its owner is process `pid`, started at `start`."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        fd = segments.open_existing(path)
+    except OSError:
+        return  # closed before we came up
+    try:
+        control, _ = layout.unpack(segments.read(fd, layout.SIZE + 1, 0))
+    except DamagedError:
+        return
+    guard = Guard(path, uid, fd, control)
+    flocks.mark(fd, layout.GUARDIAN_MARK)
+    server = manager.serve(manager.address(guard.key), control.key) if guard.state() == layout.OPEN else None
+    _watch(guard, pid, start)
+    if server is not None:
+        server.listener.close()
+
+
+def _watch(guard: Guard, pid: int, start: int) -> None:
+    poll = select.poll()
+    change = watches.letting_go(guard.path)
+    if change is not None:
+        poll.register(change, select.POLLIN)
+    death = watches.death_of(pid, start)
+    if death is not None:
+        poll.register(death, select.POLLIN)
+    look = _LOOK_BLIND if change is None else _LOOK
+    owner_lives = death is not None
+    if not owner_lives:
+        guard.bury()
+    while True:
+        began = time.monotonic()
+        if guard.sweep():
+            return
+        rest = max(_REST, _SHARE * (time.monotonic() - began))
+        reported = {number for number, _ in poll.poll(look * 1000)}
+        if death in reported and death is not None:
+            poll.unregister(death)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            guard.bury()
+            continue
+        # Reports that come in a burst are answered by one sweep; the owner's death, above, waits for nothing.
+        if change in reported and change is not None:
+            poll.unregister(change)
+            if any(number == death for number, _ in poll.poll(rest * 1000)):
+                guard.bury()
+            watches.drain(change)
+            poll.register(change, select.POLLIN)

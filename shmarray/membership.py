@@ -1,0 +1,401 @@
+"""Taking part in a store.
+
+Owns: the control file of a store while this process takes part in it: founding, joining, leaving, closing; the lease that
+says "this process is alive"; which stores this process takes part in. *Locked = alive*: a process takes part exactly as long
+as it maps the control file, and the kernel ends that with the process.
+Must not know: blocks; NumPy.
+
+A forked child gets a lease of its own before it runs any of its code, so that parent and child live and die separately.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from shmarray import reaper
+from shmarray._format import control as layout
+from shmarray._format import names
+from shmarray._format.header import DamagedError
+from shmarray._os import flocks, processes, segments, words
+from shmarray.errors import CorruptBlockError, StoreClosedError, StoreExistsError, StoreNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CLAIM_SIZE = 4096
+NOT_A_FILE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR)
+_joined: weakref.WeakValueDictionary[names.StoreKey, Membership] = weakref.WeakValueDictionary()
+_pins: dict[int, _Lease] = {}
+
+
+class _Lease(weakref.ref[segments.Segment]):
+    """A weak reference to a mapped control file or claim; when the mapping has gone, it looks whether it was the last."""
+
+    __slots__ = ("path", "uid")
+
+    def __new__(cls, segment: segments.Segment, path: str, uid: int) -> _Lease:
+        """Watch `segment`."""
+        return super().__new__(cls, segment, _left)
+
+    def __init__(self, segment: segments.Segment, path: str, uid: int) -> None:
+        """Keep what the look needs, for then the segment is gone."""
+        super().__init__(segment, _left)  # type: ignore[call-arg]  # the callback goes to both, see weakref.KeyedRef
+        self.path = path
+        self.uid = uid
+        _pins[id(self)] = self
+
+
+def _left(lease: weakref.ref[segments.Segment]) -> None:
+    """Run by the interpreter when a control file was unmapped, at any moment: removes the store if nobody is left in it."""
+    _pins.pop(id(lease), None)
+    if isinstance(lease, _Lease):
+        try:
+            reaper.finish(lease.path, lease.uid)
+        except OSError:
+            return  # the guardian, the next store or `shmarray gc` does it: nothing here may raise
+
+
+def _lease(fd: int, size: int, path: str, uid: int) -> segments.Segment:
+    """Map a file whose lease `fd` has taken, and watch the mapping's end."""
+    segment = segments.map_shared(fd, size)
+    _Lease(segment, path, uid)
+    return segment
+
+
+class Membership:
+    """This process's part in one store. Lives as long as anything in this process uses the store."""
+
+    def __init__(
+        self, key: names.StoreKey, control: layout.Control, leases: tuple[segments.Segment, ...], founder: int = 0
+    ) -> None:
+        """Take over the leases: that of the control file, then that of the claim, if any; `founder` is the owner's pid."""
+        self.key = key
+        self.control = control
+        self.founder = founder
+        self._leases = leases
+        self.block_prefix = os.path.join(control.directory, key.prefix)
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this process is the one that opened the store."""
+        return self.founder == os.getpid()
+
+    @property
+    def label(self) -> str:
+        """What messages call the store."""
+        return f"the store {self.control.name!r}" if self.control.name else f"the store {self.key.store:016x}"
+
+    def state(self) -> int:
+        """How the store stands: `OPEN`, `CLOSED`, `DEAD`."""
+        leases = self._leases
+        return words.load(leases[0], layout.STATE_AT) if leases else layout.CLOSED
+
+    def is_open(self) -> bool:
+        """Whether arrays can be made and attached."""
+        return self.state() == layout.OPEN
+
+    def require_open(self) -> segments.Segment:
+        """Return the mapped control file of an open store; hold it as long as something is being done to the store.
+
+        Raises `StoreClosedError` when the store was closed or its owner died.
+        """
+        leases = self._leases
+        if leases:
+            state = words.load(leases[0], layout.STATE_AT)
+            if state == layout.OPEN:
+                return leases[0]
+        raise self.closed_error()
+
+    def closed_error(self) -> StoreClosedError:
+        """Describe why nothing can be done with the store any more."""
+        dead = self.state() == layout.DEAD
+        reason = "is gone: the process that opened it has died" if dead else "is closed"
+        return StoreClosedError(
+            f"{self.label} {reason}",
+            remedy="Open a new store; arrays already attached stay valid until you drop them.",
+            store=self.control.name or f"{self.key.store:016x}",
+            owner=self.control.owner[0],
+            dead=dead,
+        )
+
+    def note_guardian(self, pid: int) -> None:
+        """Write down who guards the store, for people to see."""
+        leases = self._leases
+        if leases:
+            words.store(leases[0], layout.GUARDIAN_AT, pid)
+
+    def open_control(self) -> int:
+        """Open the control file anew, for a kernel lock; the caller closes it."""
+        try:
+            return segments.open_existing(reaper.control_path(self.key))
+        except FileNotFoundError:
+            raise self.closed_error() from None
+
+    def exclusively(self, mark: int) -> int:
+        """Enter a critical section of the whole store; the caller leaves it by closing the descriptor. Death leaves it too."""
+        fd = self.open_control()
+        try:
+            flocks.wait_mark(fd, mark)
+        except BaseException:
+            segments.close(fd)
+            raise
+        return fd
+
+    def close(self) -> None:
+        """End the store, as its owner: no more arrays, every block unlinked. Views stay valid. May be repeated.
+
+        The order matters: whoever publishes looks at the mark after linking, so what this sweep misses they take back.
+        """
+        leases = self._leases
+        if not leases or not self.is_owner:
+            return
+        if words.load(leases[0], layout.STATE_AT) == layout.OPEN:
+            words.store(leases[0], layout.STATE_AT, layout.CLOSED)
+        try:
+            fd = segments.open_existing(reaper.control_path(self.key))
+        except FileNotFoundError:
+            pass
+        else:
+            try:
+                reaper.release_name(fd, self.key.uid, self.control.name)
+            finally:
+                segments.close(fd)
+        reaper.remove_blocks(self.control.directory, self.key)
+        self.leave()
+
+    def leave(self) -> None:
+        """Stop taking part; what this process has attached stays valid."""
+        self._leases = ()
+        if _joined.get(self.key) is self:
+            del _joined[self.key]
+
+    def rejoin(self) -> None:
+        """In a forked child: take leases of its own, then drop the inherited ones, which are the parent's too."""
+        if not self._leases:
+            return
+        try:
+            self._leases = _take_leases(self.key, self.control)
+        except (OSError, TimeoutError):
+            # The store has ended meanwhile, or there is no descriptor. The inherited lease, shared with the parent, stays:
+            # that can only make the store seem alive for longer.
+            return
+
+
+def _take_leases(key: names.StoreKey, control: layout.Control) -> tuple[segments.Segment, ...]:
+    paths = [(reaper.control_path(key), layout.SIZE)]
+    if control.directory != segments.SHM_DIRECTORY:
+        paths.append((reaper.claim_path(control.directory, key), _CLAIM_SIZE))
+    return tuple(_take_lease(path, size, key.uid) for path, size in paths)
+
+
+def _take_lease(path: str, size: int, uid: int) -> segments.Segment:
+    fd = segments.open_existing(path)
+    try:
+        flocks.share(fd)
+        if segments.status(fd).st_nlink == 0:
+            raise FileNotFoundError(path)
+        # The mapping ends with this process; the control file is what a last look has to be taken at.
+        return _lease(fd, size, path if path.endswith(names.CONTROL) else "", uid)
+    finally:
+        segments.close(fd)
+
+
+def _rejoin_all() -> None:
+    for membership in list(_joined.values()):
+        membership.rejoin()
+
+
+processes.after_fork_in_child(_rejoin_all)
+
+
+def found(name: str | None, directory: str, capacity: int | None) -> Membership:
+    """Open a store as its owner; first removes what dead stores of this user left.
+
+    Raises `StoreExistsError` when a store of that name is alive.
+    """
+    uid = os.geteuid()
+    reaper.collect(uid, directory)
+    key = names.StoreKey(uid, int.from_bytes(os.urandom(8), "little"))
+    control = layout.Control(
+        store=key.store,
+        name=name,
+        directory=directory,
+        capacity=capacity,
+        owner=processes.me(),
+        boot=processes.boot_id(),
+        born=time.time_ns(),
+        key=os.urandom(16).hex(),
+    )
+    path = reaper.control_path(key)
+    leases = [_make(segments.SHM_DIRECTORY, layout.pack(control), path, uid, owner=True)]
+    if directory != segments.SHM_DIRECTORY:
+        claim = reaper.claim_path(directory, key)
+        leases.append(_make(directory, bytes(_CLAIM_SIZE), claim, uid, owner=False))
+    if name is not None:
+        _claim_name(path, uid, name)
+    membership = Membership(key, control, tuple(leases), founder=os.getpid())
+    _joined[key] = membership
+    return membership
+
+
+def _make(directory: str, content: bytes, path: str, uid: int, *, owner: bool) -> segments.Segment:
+    """Make a control file or claim that is complete and locked before it has a name."""
+    fd, temporary = segments.create_unnamed(directory)
+    try:
+        flocks.share(fd)
+        if owner:
+            flocks.mark(fd, layout.OWNER_MARK)
+        segments.write(fd, content, 0)
+        segment = _lease(fd, len(content), path if owner else "", uid)
+        segments.publish(fd, path, temporary)
+    except BaseException:
+        if temporary is not None:
+            segments.unlink(temporary)
+        raise
+    finally:
+        segments.close(fd)
+    return segment
+
+
+def _claim_name(path: str, uid: int, name: str) -> None:
+    """Give the control file its second link; takes the name over from a store that is closed or dead."""
+    wanted = reaper.name_path(uid, name)
+    while True:
+        try:
+            segments.link(path, wanted)
+        except FileExistsError:
+            _free_name(wanted, uid, name)
+        else:
+            return
+
+
+def _free_name(wanted: str, uid: int, name: str) -> None:
+    """Take the name from a store that is dead, or in which there are still processes but no owner; raise if it has one."""
+    try:
+        fd = _open(wanted, write=True)
+    except FileNotFoundError:
+        return
+    try:
+        control, state = _read(fd, wanted, uid)
+        if reaper.finish(wanted, uid).removed:
+            return
+        if state == layout.OPEN and flocks.is_marked(fd, layout.OWNER_MARK):
+            raise StoreExistsError(
+                f"a store called {name!r} is open in process {control.owner[0]}",
+                remedy=f"Join it with shmarray.connect({name!r}), or choose another name.",
+                name=name,
+                owner=control.owner[0],
+            )
+        flocks.wait_mark(fd, layout.NAME_MARK)
+        reaper.release_name(fd, uid, name)
+    finally:
+        segments.close(fd)
+
+
+def _open(path: str, *, write: bool = False) -> int:
+    """Open a control file; raises `CorruptBlockError` for what is no file or may not be opened."""
+    try:
+        return segments.open_existing(path, write=write)
+    except OSError as error:
+        if error.errno not in NOT_A_FILE:
+            raise
+        raise _unusable(path, os.strerror(error.errno)) from None
+
+
+def _unusable(path: str, reason: str) -> CorruptBlockError:
+    return CorruptBlockError(
+        f"{path} cannot be used: {reason}",
+        remedy="Look at it with `python -m shmarray doctor`; remove the file yourself if you know what it is.",
+        path=path,
+    )
+
+
+def _read(fd: int, path: str, uid: int) -> tuple[layout.Control, int]:
+    """Read a control file; raises `CorruptBlockError` for what is none, or another user's."""
+    info = segments.status(fd)
+    try:
+        if info.st_uid != uid or not segments.is_regular(info):
+            message = f"it belongs to user {info.st_uid}, not {uid}"
+            raise DamagedError(message)
+        return layout.unpack(segments.read(fd, layout.SIZE + 1, 0))
+    except DamagedError as error:
+        raise _unusable(path, str(error)) from None
+
+
+def join(key: names.StoreKey) -> Membership:
+    """Take part in a running store; the same `Membership` as long as something in this process uses it.
+
+    Raises `StoreClosedError` when the store has ended, `CorruptBlockError` when its control file is not one.
+    """
+    membership = _joined.get(key)
+    if membership is not None and membership.state() == layout.OPEN:
+        return membership
+    path = reaper.control_path(key)
+    if key.uid != os.geteuid():
+        raise CorruptBlockError(
+            f"the store {key.store:016x} belongs to user {key.uid}, and this process runs as user {os.geteuid()}",
+            remedy="A store is one user's: run both processes as the same user.",
+            path=path,
+            owner=key.uid,
+        )
+    try:
+        fd = _open(path)
+    except FileNotFoundError:
+        raise _gone(key) from None
+    try:
+        control, state = _read(fd, path, key.uid)
+        if state == layout.OPEN and not flocks.is_marked(fd, layout.OWNER_MARK):
+            state = layout.DEAD
+    finally:
+        segments.close(fd)
+    if state != layout.OPEN:
+        raise _gone(key, control.name, dead=state == layout.DEAD)
+    try:
+        membership = Membership(key, control, _take_leases(key, control))
+    except FileNotFoundError:
+        raise _gone(key, control.name) from None
+    return _joined.setdefault(key, membership)
+
+
+def _gone(key: names.StoreKey, name: str | None = None, *, dead: bool = False) -> StoreClosedError:
+    label = repr(name) if name else f"{key.store:016x}"
+    return StoreClosedError(
+        f"the store {label} {'is gone: the process that opened it has died' if dead else 'is closed'}",
+        remedy="Keep the store open for as long as its arrays travel; open a new one.",
+        store=name or f"{key.store:016x}",
+        dead=dead,
+    )
+
+
+def find(name: str) -> names.StoreKey:
+    """Tell the identity of the running store of that name; raises `StoreNotFoundError`."""
+    uid = os.geteuid()
+    path = reaper.name_path(uid, name)
+    try:
+        fd = _open(path)
+    except FileNotFoundError:
+        raise _no_store(name) from None
+    try:
+        control, state = _read(fd, path, uid)
+        if state != layout.OPEN or not flocks.is_marked(fd, layout.OWNER_MARK):
+            raise _no_store(name)
+    finally:
+        segments.close(fd)
+    return names.StoreKey(uid, control.store)
+
+
+def _no_store(name: str) -> StoreNotFoundError:
+    return StoreNotFoundError(
+        f"no store called {name!r} is running",
+        remedy=f"Open it first with shmarray.Store({name!r}) as the same user; `python -m shmarray ls` shows what runs.",
+        name=name,
+    )
+
+
+def on_fork(function: Callable[[], None]) -> None:
+    """Run `function` in every forked child, after its memberships are its own."""
+    processes.after_fork_in_child(function)

@@ -1,0 +1,240 @@
+"""Who may remove which name, and on what proof.
+
+Owns: every removal of a file of ours that its user did not ask for by name. The proof is always the kernel's:
+
+    file                  may be removed by                    on the proof that
+    anonymous block       the last to unmap it; a sweep        its exclusive lock is free (nobody maps it) and it has one
+                                                               link (no handle is in flight)
+    name of a draft       a sweep                              its exclusive lock is free (its maker holds the lease)
+    all blocks of a store its owner, closing it                the owner says so, after marking the store closed
+                          the guardian                         the owner has ended (pidfd), after marking the store dead
+    control file, claim   whoever gets the exclusive lock of   nobody takes part in the store any more; all blocks go first
+                          both; never anyone else
+
+Must not know: what is in a block; NumPy. It runs in finalizers, at any moment, in any thread: system calls only, every step
+may be repeated, and it waits for nobody.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from typing import NamedTuple
+
+from shmarray._format import control as layout
+from shmarray._format import names
+from shmarray._format.header import DamagedError
+from shmarray._os import flocks, segments
+
+_owed: deque[str] = deque()
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+_NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENXIO)
+_STAYS = (names.CONTROL, names.CLAIM)
+
+
+class Outcome(NamedTuple):
+    """What became of one store: whether it is gone, how many blocks and bytes went, and why it is left if it is."""
+
+    key: names.StoreKey
+    removed: bool
+    blocks: int
+    bytes: int
+    reason: str
+
+
+def _open_own(path: str, uid: int) -> int | None:
+    """Open a file of that user; None if it is not there, a symbolic link, not a file or another user's."""
+    try:
+        fd = segments.open_existing(path)
+    except OSError as error:
+        if error.errno in _NOT_OURS:
+            return None
+        raise
+    info = segments.status(fd)
+    if info.st_uid != uid or not segments.is_regular(info):
+        segments.close(fd)
+        return None
+    return fd
+
+
+def remove_if_unheld(path: str, uid: int, *, draft: bool = False) -> bool:
+    """Remove a block if nobody maps it and no handle to it is in flight; false if it stays or is not there.
+
+    The name of a draft is no handle, and may be the second name of a block that was just published.
+    """
+    fd = _open_own(path, uid)
+    if fd is None:
+        return False
+    try:
+        # The link count is read after the lock: whoever let go of the block before it has been seen.
+        if not flocks.try_exclusive(fd) or (segments.status(fd).st_nlink != 1 and not draft):
+            return False
+        return segments.unlink(path)
+    finally:
+        segments.close(fd)
+
+
+def last_one_out(path: str, uid: int) -> None:
+    """After this process unmapped an anonymous block: remove it if this was the last. Never raises.
+
+    Without a free descriptor the question stays open and is asked again by `settle`; the guardian asks it too.
+    """
+    try:
+        remove_if_unheld(path, uid)
+    except OSError as error:
+        if error.errno in _NO_DESCRIPTOR:
+            _owed.append(f"{uid}:{path}")
+
+
+def settle() -> None:
+    """Ask again about the blocks for which there was no descriptor."""
+    for _ in range(len(_owed)):
+        try:
+            uid, _, path = _owed.popleft().partition(":")
+        except IndexError:
+            return
+        last_one_out(path, int(uid))
+
+
+def remove_unheld(directory: str, key: names.StoreKey) -> int:
+    """Remove what no process of a living store can reach any more; returns how many blocks."""
+    removed = 0
+    for entry in segments.entries(directory, key.prefix):
+        kind = entry[len(key.prefix) :]
+        if kind.startswith((names.ANONYMOUS, names.TEMPORARY)):
+            draft = kind.startswith(names.TEMPORARY)
+            removed += remove_if_unheld(os.path.join(directory, entry), key.uid, draft=draft)
+    return removed
+
+
+def remove_blocks(directory: str, key: names.StoreKey) -> tuple[int, int]:
+    """Remove every block of a store that is closed or dead; returns how many, and their bytes.
+
+    Mapped memory stays valid: POSIX keeps it until the last view is gone.
+    """
+    count = size = 0
+    try:
+        found = segments.entries(directory, key.prefix)
+    except FileNotFoundError:
+        return 0, 0
+    for entry in found:
+        kind = entry[len(key.prefix) :]
+        if kind in _STAYS:
+            continue
+        path = os.path.join(directory, entry)
+        try:
+            info = segments.status_of(path)
+        except FileNotFoundError:
+            continue
+        if segments.unlink(path) and not kind.startswith(names.IN_FLIGHT):
+            count, size = count + 1, size + info.st_size
+    return count, size
+
+
+def control_path(key: names.StoreKey) -> str:
+    """Where the control file of a store is."""
+    return os.path.join(segments.SHM_DIRECTORY, key.prefix + names.CONTROL)
+
+
+def claim_path(directory: str, key: names.StoreKey) -> str:
+    """Where the claim of a store on a directory outside shared memory is."""
+    return os.path.join(directory, key.prefix + names.CLAIM)
+
+
+def name_path(uid: int, name: str) -> str:
+    """Where the second link to the control file of a named store is."""
+    return os.path.join(segments.SHM_DIRECTORY, names.store_link(uid, name))
+
+
+def release_name(fd: int, uid: int, name: str | None) -> bool:
+    """Remove the second link to the control file open as `fd`, and never that of another store of the same name.
+
+    All who remove such a link hold the mark of the file it leads to, so between the look and the removal it cannot change.
+    False if someone else is at it now.
+    """
+    if name is None:
+        return True
+    if not flocks.mark(fd, layout.NAME_MARK):
+        return False
+    path = name_path(uid, name)
+    mine = segments.status(fd)
+    try:
+        there = segments.status_of(path)
+    except FileNotFoundError:
+        return True
+    if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+        segments.unlink(path)
+    return True
+
+
+def finish(path: str, uid: int) -> Outcome:
+    """Remove a store, whole, if nobody takes part in it; `path` is any link to its control file. May be repeated."""
+    nobody = names.StoreKey(uid, 0)
+    fd = _open_own(path, uid)
+    if fd is None:
+        return Outcome(nobody, removed=True, blocks=0, bytes=0, reason="")
+    try:
+        if not flocks.try_exclusive(fd):
+            return Outcome(nobody, removed=False, blocks=0, bytes=0, reason="a process takes part in it")
+        try:
+            record, _ = layout.unpack(segments.read(fd, layout.SIZE + 1, 0))
+        except DamagedError as error:
+            return Outcome(nobody, removed=False, blocks=0, bytes=0, reason=str(error))
+        return _finish_locked(fd, names.StoreKey(uid, record.store), record)
+    finally:
+        segments.close(fd)
+
+
+def _finish_locked(fd: int, key: names.StoreKey, record: layout.Control) -> Outcome:
+    claim = None
+    if record.directory != segments.SHM_DIRECTORY:
+        claim = _open_own(claim_path(record.directory, key), key.uid)
+    try:
+        if claim is not None and not flocks.try_exclusive(claim):
+            return Outcome(key, removed=False, blocks=0, bytes=0, reason="a process holds its claim on the directory")
+        count, size = remove_blocks(record.directory, key)
+        if claim is not None:
+            segments.unlink(claim_path(record.directory, key))
+        if not release_name(fd, key.uid, record.name):
+            return Outcome(key, removed=False, blocks=count, bytes=size, reason="another process is removing it")
+        segments.unlink(control_path(key))
+    finally:
+        if claim is not None:
+            segments.close(claim)
+    return Outcome(key, removed=True, blocks=count, bytes=size, reason="")
+
+
+def collect(uid: int, directory: str = segments.SHM_DIRECTORY) -> list[Outcome]:
+    """Remove every store of a user that is provably dead; in a directory outside shared memory, claims without a store too."""
+    outcomes = []
+    for entry in segments.entries(segments.SHM_DIRECTORY, names.user_prefix(uid)):
+        key = names.control_file(entry)
+        if key is not None:
+            outcomes.append(finish(control_path(key), uid)._replace(key=key))
+    if directory != segments.SHM_DIRECTORY:
+        outcomes += _collect_claims(uid, directory)
+    return outcomes
+
+
+def _collect_claims(uid: int, directory: str) -> list[Outcome]:
+    """Remove what stores of an earlier boot left in an ordinary directory: their control files went with the memory."""
+    outcomes = []
+    for entry in segments.entries(directory, names.user_prefix(uid)):
+        key = names.store_of(entry)
+        if key is None or not entry.endswith("." + names.CLAIM) or segments.exists(control_path(key)):
+            continue
+        path = os.path.join(directory, entry)
+        fd = _open_own(path, uid)
+        if fd is None:
+            continue
+        try:
+            if flocks.try_exclusive(fd):
+                count, size = remove_blocks(directory, key)
+                segments.unlink(path)
+                outcomes.append(Outcome(key, removed=True, blocks=count, bytes=size, reason=""))
+            else:
+                outcomes.append(Outcome(key, removed=False, blocks=0, bytes=0, reason="a process takes part in it"))
+        finally:
+            segments.close(fd)
+    return outcomes

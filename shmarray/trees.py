@@ -1,0 +1,199 @@
+"""SharedTree: a nested structure of arrays in one block.
+
+Owns: putting a dict, list, tuple, namedtuple or dataclass with all its arrays into one block, and reading it lazily.
+Must not know: how a structure is written down (`_format.trees`), how a block lives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from shmarray import arrays, blocks, membership
+from shmarray._format import trees as form
+from shmarray._format.handle import BlockKey
+from shmarray._os import segments
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+
+    from shmarray.membership import Membership
+
+
+class SharedTree:
+    """A nested structure of arrays in one block, read lazily; its handle is small however many leaves there are.
+
+    Like the outermost container it stands for, a read-only `Mapping` (dict, dataclass) or `Sequence` (list, tuple,
+    namedtuple); fields of a namedtuple or dataclass are attributes too. Leaves become `SharedArray`s when touched: they may
+    be written, the structure may not. Made by `store.put`; lives and pickles as a `SharedArray` does.
+
+    >>> import numpy as np, shmarray as sa
+    >>> with sa.Store() as store:
+    ...     tree = store.put({"layers": [np.ones(2), np.zeros(3)], "epoch": 4}, name="model")
+    ...     tree["layers"][1][:] = 5
+    ...     print(store["model"]["layers"][1].sum(), len(tree["layers"]), tree["epoch"])
+    15.0 2 4
+    """
+
+    # Held is not the mapping but an array over it: NumPy's references are what the cycle collector does not look into.
+    _root: np.ndarray[Any, Any]
+    _node: form.Node
+    _path: tuple[Any, ...]
+
+    @classmethod
+    def _over(cls, root: np.ndarray[Any, Any], node: form.Node, path: tuple[Any, ...]) -> Self:
+        tree = cls.__new__(cls)
+        tree._root, tree._node, tree._path = root, node, path
+        return tree
+
+    @property
+    def _segment(self) -> segments.Segment:
+        segment = arrays.segment_of(self._root)
+        if segment is None:
+            message = "a tree lost its block"
+            raise RuntimeError(message)
+        return segment
+
+    @property
+    def name(self) -> str | None:
+        """Name of the whole tree in its store; None if it is anonymous."""
+        block: blocks.Block = self._segment.tag
+        return block.key.name
+
+    @property
+    def block_name(self) -> str:
+        """File name of the block that holds the whole tree."""
+        block: blocks.Block = self._segment.tag
+        return block.path.rpartition("/")[2]
+
+    def unflatten(self) -> Any:
+        """Build the original structure; its arrays are `SharedArray`s in this memory, not copies."""
+        segment = self._segment
+        return form.unflatten(self._node, lambda index: arrays.leaf(segment, index))
+
+    def unlink(self) -> None:
+        """Delete the whole tree for everyone, like `SharedArray.unlink`. May be repeated."""
+        blocks.delete(self._segment)
+
+    def __enter__(self) -> Self:
+        """Begin a scope that frees the tree at its end."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Delete the whole tree for everyone."""
+        self.unlink()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a handle: the block and the path to this part of it."""
+        return _attach, (tuple(blocks.offer(self._segment)), self._path)
+
+    def __getattr__(self, name: str) -> Any:
+        """Reach a field of a namedtuple or dataclass."""
+        if not name.startswith("_") and name in self._node.fields:
+            return self._child(name)
+        message = f"{type(self).__name__} has no attribute {name!r}"
+        raise AttributeError(message)
+
+    def _child(self, key: Any) -> Any:
+        return _view(self._root, self._node.child(key), (*self._path, key))
+
+    def __len__(self) -> int:
+        """How many children the outermost container has."""
+        return len(self._node)
+
+    def __repr__(self) -> str:
+        """Say what kind of container it stands for and what its children are called."""
+        keys = self._node.keys()
+        shown = ", ".join(repr(key) for key in keys[:8]) + (", ..." if len(keys) > 8 else "")
+        return f"<{type(self).__name__} {self._node.kind} of {len(keys)}: {shown}>"
+
+
+class SharedMapping(SharedTree, Mapping[Any, Any]):
+    """A `SharedTree` that stands for a dict or a dataclass."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """Reach a child."""
+        return self._child(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go through the keys, in their order."""
+        return iter(self._node.keys())
+
+    __eq__ = object.__eq__  # comparing arrays gives arrays: equality of contents has no truth value
+    __hash__ = object.__hash__
+
+
+class SharedSequence(SharedTree, Sequence[Any]):
+    """A `SharedTree` that stands for a list, a tuple or a namedtuple."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """Reach a child; a slice gives a list of children."""
+        if isinstance(index, slice):
+            return [self._child(position) for position in range(*index.indices(len(self)))]
+        size = len(self)
+        if not -size <= index < size:
+            message = f"index {index} of a {self._node.kind} of {size}"
+            raise IndexError(message)
+        return self._child(index % size)
+
+
+def _view(root: np.ndarray[Any, Any], node: form.Node, path: tuple[Any, ...]) -> Any:
+    """Give what stands at a node: an array, a value, or a tree below it."""
+    if node.kind == "value":
+        return node.value
+    segment = arrays.segment_of(root)
+    if node.kind in ("array", "scalar") and segment is not None:
+        array = arrays.leaf(segment, node.leaf)
+        return array if node.kind == "array" else array[()]
+    kind = SharedMapping if node.kind in ("dict", "OrderedDict", "dataclass") else SharedSequence
+    return kind._over(root, node, path)  # noqa: SLF001  made for this
+
+
+def is_tree(value: object) -> bool:
+    """Say whether `put` takes a value for a nested structure and not for an array."""
+    if isinstance(value, (dict, list, tuple, SharedTree)):
+        return True
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def put(member: Membership, value: Any, name: str | None, *, replace: bool = False) -> Any:
+    """Copy a nested structure into one new block. Raises as `_format.trees.flatten` and `arrays.create` do."""
+    description, leaves = form.flatten(value.unflatten() if isinstance(value, SharedTree) else value)
+    contents = [(leaf.dtype, arrays.layout_like(leaf)) for leaf in leaves]
+    segment = arrays.create(member, name, contents, sources=leaves, tree=description, replace=replace)
+    return open_segment(segment)
+
+
+def open_segment(segment: segments.Segment) -> Any:
+    """Give what a block holds: a `SharedArray`, or a `SharedTree`. Raises `CorruptBlockError`."""
+    description = arrays.describe(segment)
+    if description.tree is None:
+        return arrays.leaf(segment, 0)
+    try:
+        return _view(arrays.root_of(segment), form.root(description.tree), ())
+    except ValueError as error:
+        _refuse(segment, error)
+
+
+def _refuse(segment: segments.Segment, error: Exception) -> NoReturn:
+    raise arrays.undescribed(segment.tag, error) from None
+
+
+def _attach(key: tuple[Any, ...], path: tuple[Any, ...]) -> Any:
+    """Load a handle of a tree or of a part of one."""
+    block_key = BlockKey(*key)
+    segment = blocks.attach(membership.join(block_key.store_key), block_key)
+    description = arrays.describe(segment)
+    try:
+        node = form.root(description.tree)
+        for step in path:
+            node = node.child(step)
+        return _view(arrays.root_of(segment), node, tuple(path))
+    except (ValueError, KeyError, IndexError) as error:
+        _refuse(segment, error)
+
+
+__all__ = ["SharedTree"]
