@@ -12,6 +12,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     census          names, statistics and self-check of a store
     guardian        the process that cleans up after a killed owner
     trees, arrays   SharedTree, SharedArray
+    locks, guards   exclusive and shared access that survives its holder
     blocks          one block from birth to unlink
     membership      taking part in a store
     exhaustion      what to say when there is no more
@@ -36,7 +37,10 @@ from shmarray.errors import (
     ArrayNotFoundError,
     CorruptBlockError,
     DTypeError,
+    GuardError,
     GuardianWarning,
+    GuardTimeoutError,
+    PoisonedError,
     ShapeError,
     ShmArrayError,
     StoreClosedError,
@@ -55,7 +59,10 @@ __all__ = [
     "ArrayNotFoundError",
     "CorruptBlockError",
     "DTypeError",
+    "GuardError",
+    "GuardTimeoutError",
     "GuardianWarning",
+    "PoisonedError",
     "ShapeError",
     "SharedArray",
     "SharedTree",

@@ -21,6 +21,8 @@ from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
 from shmarray._os import segments
 from shmarray.errors import CorruptBlockError, ShmArrayError
+from shmarray.guards import guard_of
+from shmarray.locks import Lock, ReadAccess, WriteAccess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,11 +35,16 @@ _PIECE = 1 << 30
 
 
 class Description(NamedTuple):
-    """What a block holds: arrays one behind the other, and, if they are the leaves of a tree, that tree's description."""
+    """What a block holds: arrays one behind the other.
+
+    If they are the leaves of a tree, `tree` is its description; if the block is the state of another shared object, `kind` says
+    of which.
+    """
 
     name: str | None
     leaves: list[tuple[np.dtype[Any], layouts.Layout]]
     tree: Any
+    kind: str | None = None
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -79,16 +86,52 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         """Whether the memory is a block of a store. A copy made by indexing with an array or a mask is private."""
         return segment_of(self) is not None
 
+    @property
+    def lock(self) -> Lock:
+        """The array's exclusive guard as a `multiprocessing.Lock`; one for all views of it. Survives its holder's death."""
+        segment = self._shared("no lock")
+        return Lock(root_of(segment), guard_of(segment))
+
+    def write(self, timeout: float | None = None, *, heal: bool = False) -> WriteAccess[SharedArray]:
+        """Begin exclusive access: `with a.write() as x:`, x is the array. Waits at most `timeout` seconds.
+
+        If the process inside is killed, the others go on, and find the array *poisoned*: `heal=True` enters all the same, and
+        a clean exit then declares the data sound. Entering raises `GuardTimeoutError`, `PoisonedError`, and `GuardError` when
+        this thread is inside already.
+
+        >>> import shmarray as sa
+        >>> with sa.Store() as store:
+        ...     a = store.zeros(3)
+        ...     with a.write() as x:
+        ...         x += 1
+        ...     with a.read(timeout=1) as x:
+        ...         print(x.sum())
+        3.0
+        """
+        return WriteAccess(guard_of(self._shared("no guard")), self, timeout, heal=heal)
+
+    def read(self, timeout: float | None = None) -> ReadAccess[SharedArray]:
+        """Begin shared access: `with a.read() as x:`, x cannot be written to. Readers run together, no writer beside them.
+
+        Waits and raises as `write` does.
+        """
+        view = self.view()
+        view.flags.writeable = False
+        return ReadAccess(guard_of(self._shared("no guard")), view, timeout)
+
+    def _shared(self, lack: str) -> segments.Segment:
+        segment = segment_of(self)
+        if segment is None:
+            message = f"this array is private memory, a copy: it has {lack}"
+            raise ValueError(message)
+        return segment
+
     def unlink(self) -> None:
         """Delete the array for everyone: no new attach, by name or handle. Views stay valid. May be repeated.
 
         Raises `ValueError` for private memory.
         """
-        segment = segment_of(self)
-        if segment is None:
-            message = "this array is private memory, a copy: it has no block to unlink"
-            raise ValueError(message)
-        blocks.delete(segment)
+        blocks.delete(self._shared("no block to unlink"))
 
     def __enter__(self) -> Self:
         """Begin a scope that frees the array at its end."""
@@ -186,7 +229,7 @@ def decode(meta: bytes) -> Description:
     name = fields["name"]
     if name is not None:
         names.check(name)
-    return Description(name, leaves, fields["tree"])
+    return Description(name, leaves, fields["tree"], fields.get("kind"))
 
 
 def undescribed(block: Block, error: Exception) -> CorruptBlockError:
@@ -264,6 +307,7 @@ def create(
     fill: Callable[[np.ndarray[Any, Any]], None] | None = None,
     sources: list[np.ndarray[Any, Any]] | None = None,
     tree: Any = None,
+    kind: str | None = None,
     replace: bool = False,
 ) -> segments.Segment:
     """Make a block with these arrays, filled before anyone can see it: by `fill`, or copied from `sources`.
@@ -275,7 +319,8 @@ def create(
         [encode_dtype(dtype), layout.shape, layout.strides, layout.offset]
         for (dtype, _), layout in zip(contents, placed, strict=True)
     ]
-    meta = json.dumps({"name": name, "leaves": leaves, "tree": tree}, separators=(",", ":")).encode()
+    description = {"name": name, "leaves": leaves, "tree": tree} | ({} if kind is None else {"kind": kind})
+    meta = json.dumps(description, separators=(",", ":")).encode()
     total = size if len(placed) != 1 else placed[0].nbytes
     # Dense sources are written by system call: that reserves as it goes and takes no page fault.
     written = sources is not None and all(source.flags.forc for source in sources)

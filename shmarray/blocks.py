@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from shmarray import exhaustion, membership, reaper
 from shmarray._format import control as layout
+from shmarray._format import guard, names
 from shmarray._format import header as form
-from shmarray._format import names
 from shmarray._format.handle import BlockKey
-from shmarray._os import flocks, processes, segments, words
+from shmarray._os import flocks, mutexes, processes, segments, words
 from shmarray.errors import ArrayExistsError, ArrayNotFoundError, CorruptBlockError, StoreClosedError
 
 if TYPE_CHECKING:
@@ -36,11 +36,18 @@ if TYPE_CHECKING:
 
     from shmarray.membership import Membership
 
+_GUARDS = {
+    "robust": guard.pack(guard.ROBUST, mutexes.fresh_mutex()),
+    "multiprocessing": guard.pack(guard.PLAIN, mutexes.fresh_semaphore()),
+}
 _TAIL = 2048  # one read fetches header and description of nearly every block
 
 
 class Block(NamedTuple):
-    """What is known of an attached block: `tag` of its mapping. Holds the membership, so the store stays joined."""
+    """What is known of an attached block: `tag` of its mapping. Holds the membership, so the store stays joined.
+
+    `identity` is device and inode: what says whether a name still leads to this block.
+    """
 
     member: Membership
     key: BlockKey
@@ -48,7 +55,12 @@ class Block(NamedTuple):
     file_size: int
     nbytes: int
     meta: bytes
+    identity: tuple[int, int]
     cache: dict[str, object]
+
+
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
 
 
 class _Watch(weakref.ref[segments.Segment]):
@@ -105,6 +117,10 @@ def attached(store: int) -> int:
     return sum(1 for key in list(_attached) if key[0] == store)
 
 
+def _token() -> str:
+    return os.urandom(8).hex()
+
+
 class Draft:
     """A block in the making: reserved and mapped, visible to nobody. Fill `segment`, then `publish`.
 
@@ -123,9 +139,8 @@ class Draft:
         directory = member.control.directory
         with exhaustion.explained(directory, self.size):
             exhaustion.require(directory, self.size)
-            self.fd, self.temporary = segments.create_unnamed(directory)
+            self.fd, self.temporary = segments.create_leased(directory, names.draft(member.key, _token()))
             try:
-                flocks.share(self.fd)
                 if member.control.capacity is not None:
                     self._account(member.control.capacity)
                 segments.resize(self.fd, self.size)
@@ -153,7 +168,7 @@ class Draft:
                 raise exhaustion.full(what, self.member.control.directory, self.size, limit=capacity, used=used)
             segments.resize(self.fd, self.size)
             if self.temporary is None:
-                path = f"{self.member.block_prefix}{names.TEMPORARY}{os.urandom(8).hex()}"
+                path = os.path.join(self.member.control.directory, names.draft(self.member.key, _token()))
                 segments.publish(self.fd, path)
                 self.temporary = path
             words.store(self._hold, layout.USED_AT, used + self.size)
@@ -179,7 +194,7 @@ class Draft:
             state=form.LIVE,
             meta=self.meta,
         )
-        offset, data = form.pack(head)
+        offset, data = form.pack(head, _GUARDS[self.member.control.guard])
         key = BlockKey(self.member.key.uid, self.member.key.store, self.block_id, name, None)
         path = self.member.block_prefix + key.entry
         with exhaustion.explained(self.member.control.directory, self.size):
@@ -188,7 +203,8 @@ class Draft:
                 segments.reserve(self.fd, self.nbytes, self.size - self.nbytes)
             segments.write(self.fd, data, offset)
             segment = segments.map_shared(self.fd, self.size)
-        return _register(segment, Block(self.member, key, path, self.size, self.nbytes, self.meta, {}))
+        identity = _identity(segments.status(self.fd))
+        return _register(segment, Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, {}))
 
     def publish(self, segment: segments.Segment, *, replace: bool = False) -> None:
         """Make the block visible under its name, whole, in one step.
@@ -216,7 +232,7 @@ class Draft:
     def _replace(self, path: str) -> None:
         """Move the name to this block, then mark the block that had it."""
         if self.temporary is None:
-            temporary = f"{self.member.block_prefix}{names.TEMPORARY}{os.urandom(8).hex()}"
+            temporary = os.path.join(self.member.control.directory, names.draft(self.member.key, _token()))
             segments.publish(self.fd, temporary)
             self.temporary = temporary
         lock = self.member.exclusively(layout.CHANGE_MARK)
@@ -319,9 +335,27 @@ def lookup(member: Membership, name: str) -> segments.Segment:
     """Map the block that has this name now. Raises as `attach` does."""
     hold = member.require_open()
     key = BlockKey(member.key.uid, member.key.store, -1, name, None)
-    segment = _attach_new(member, key, None)
+    path = member.block_prefix + key.entry
+    last = (0, 0)
+    while True:
+        with exhaustion.explained(member.control.directory, 0):
+            try:
+                fd = _open_block(path)
+            except FileNotFoundError:
+                break
+            try:
+                return _map_checked(member, key, fd, path)
+            except ArrayNotFoundError:
+                # Replaced between opening and looking: the name leads to the next one now. Each turn sees another block.
+                if _identity(segments.status(fd)) == last:
+                    raise
+                last = _identity(segments.status(fd))
+            finally:
+                segments.close(fd)
     del hold
-    return segment
+    if member.state() != layout.OPEN:
+        raise member.closed_error()
+    raise _not_found(member, key, "is not there")
 
 
 def _open_block(path: str) -> int:
@@ -350,7 +384,7 @@ def _map_checked(member: Membership, key: BlockKey, fd: int, path: str) -> segme
     if segment is not None:
         return segment
     segment = segments.map_shared(fd, info.st_size)
-    return _register(segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, {}))
+    return _register(segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, _identity(info), {}))
 
 
 def _read_header(member: Membership, fd: int, info: os.stat_result, path: str) -> form.Header:
@@ -427,13 +461,21 @@ def delete(segment: segments.Segment) -> bool:
     try:
         if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
             return False
-        segments.unlink(block.path)
+        # A replacer may have died between moving the name and marking this block: the name is then another's.
+        removed = _leads_to(block.path, block.identity) and segments.unlink(block.path)
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
     finally:
         segments.close(lock)
     if block.key.name is None:
         _drop_claims(block.member, f"{names.IN_FLIGHT}{block.key.block:016x}.")
-    return True
+    return removed
+
+
+def _leads_to(path: str, identity: tuple[int, int]) -> bool:
+    try:
+        return _identity(segments.status_of(path)) == identity
+    except FileNotFoundError:
+        return False
 
 
 def delete_name(member: Membership, name: str) -> bool:

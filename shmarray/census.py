@@ -133,20 +133,30 @@ def check(member: Membership, *, fix: bool) -> list[Problem]:
     problems = []
     for kind, path in _entries(member):
         with contextlib.suppress(FileNotFoundError):
-            reason = _objection(member, kind, path)
-            if reason is not None:
-                dead = kind.startswith((names.ANONYMOUS, names.TEMPORARY)) and fix
-                draft = kind.startswith(names.TEMPORARY)
-                fixed = dead and reaper.remove_if_unheld(path, member.key.uid, draft=draft)
-                problems.append(Problem(path, reason, fixed))
+            # What is wrong only while others are at work on it is not wrong: ask again, and of the same file.
+            before = segments.status_of(path).st_ino
+            reason = _objection(member, kind, path) and _objection(member, kind, path)
+            if reason is not None and segments.status_of(path).st_ino == before:
+                problems.append(Problem(path, reason, fix and _remove_dead(member, kind, path)))
     del hold
     return problems
 
 
+def _remove_dead(member: Membership, kind: str, path: str) -> bool:
+    if reaper.is_stale_claim(member.control.directory, member.key, kind):
+        return segments.unlink(path)
+    if not kind.startswith((names.ANONYMOUS, names.TEMPORARY)):
+        return False
+    return reaper.remove_if_unheld(path, member.key.uid, draft=kind.startswith(names.TEMPORARY))
+
+
 def _objection(member: Membership, kind: str, path: str) -> str | None:
     """Say what is wrong with a file of a store; None if nothing is."""
-    if kind in (names.CONTROL, names.CLAIM) or kind.startswith(names.IN_FLIGHT):
+    if kind in (names.CONTROL, names.CLAIM):
         return None
+    if kind.startswith(names.IN_FLIGHT):
+        stale = reaper.is_stale_claim(member.control.directory, member.key, kind)
+        return "a handle in flight to a block that was deleted" if stale else None
     if not kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY)):
         return "no file of shmarray has such a name"
     try:

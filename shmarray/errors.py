@@ -16,7 +16,10 @@ __all__ = [
     "ArrayNotFoundError",
     "CorruptBlockError",
     "DTypeError",
+    "GuardError",
+    "GuardTimeoutError",
     "GuardianWarning",
+    "PoisonedError",
     "ShapeError",
     "ShmArrayError",
     "StoreClosedError",
@@ -95,6 +98,20 @@ class StoreNotFoundError(ShmArrayError, FileNotFoundError):
 
 class StoreClosedError(ShmArrayError, ValueError):
     """The store was closed, or its owner died."""
+
+
+class GuardTimeoutError(ShmArrayError, TimeoutError):
+    """A guard could not be entered in the time given."""
+
+    _errno = errno.ETIMEDOUT
+
+
+class GuardError(ShmArrayError, RuntimeError, ValueError, AssertionError):
+    """A guard was entered twice by one thread, or left by one that does not hold it."""
+
+
+class PoisonedError(ShmArrayError, RuntimeError):
+    """A process died while it was writing: the array may be half old and half new."""
 
 
 class StoreFullError(ShmArrayError, MemoryError):

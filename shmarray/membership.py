@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 import weakref
 from typing import TYPE_CHECKING
@@ -77,6 +78,8 @@ class Membership:
         self.control = control
         self.founder = founder
         self._leases = leases
+        self._slot: tuple[int, int, segments.Segment] | None = None
+        self._slot_lock = threading.Lock()
         self.block_prefix = os.path.join(control.directory, key.prefix)
 
     @property
@@ -145,6 +148,43 @@ class Membership:
             raise
         return fd
 
+    def reader_slot(self) -> tuple[int, int] | None:
+        """Give this process's slot in the tables of readers and the slot's epoch; None if all slots are taken.
+
+        The kernel vouches for it: a mark on the control file, kept by a mapping, says that the slot's process is alive.
+        Raises `StoreClosedError`.
+        """
+        with self._slot_lock:
+            if self._slot is None:
+                fd = self.open_control()
+                try:
+                    start = os.getpid()
+                    for step in range(layout.SLOTS):
+                        slot = (start + step) % layout.SLOTS
+                        if flocks.mark(fd, layout.SLOT_MARK + slot):
+                            memory = segments.map_shared(fd, layout.SIZE)
+                            at = layout.EPOCHS_AT + slot * words.WORD
+                            epoch = words.load(memory, at) + 1
+                            words.store(memory, at, epoch)
+                            self._slot = (slot, epoch, memory)
+                            break
+                    else:
+                        return None
+                finally:
+                    segments.close(fd)
+            return self._slot[:2]
+
+    def slots_alive(self, wanted: list[int]) -> dict[int, int]:
+        """Tell which of these slots belong to a living process, and their epochs. Raises `StoreClosedError`."""
+        fd = self.open_control()
+        try:
+            page = segments.read(fd, layout.SIZE, 0)
+            alive = [slot for slot in wanted if flocks.is_marked(fd, layout.SLOT_MARK + slot)]
+        finally:
+            segments.close(fd)
+        at = layout.EPOCHS_AT
+        return {slot: int.from_bytes(page[at + 8 * slot : at + 8 * slot + 8], "little") for slot in alive}
+
     def close(self) -> None:
         """End the store, as its owner: no more arrays, every block unlinked. Views stay valid. May be repeated.
 
@@ -175,6 +215,8 @@ class Membership:
 
     def rejoin(self) -> None:
         """In a forked child: take leases of its own, then drop the inherited ones, which are the parent's too."""
+        # The slot is the parent's; the lock may be held by a thread that does not exist here.
+        self._slot, self._slot_lock = None, threading.Lock()
         if not self._leases:
             return
         try:
@@ -212,7 +254,7 @@ def _rejoin_all() -> None:
 processes.after_fork_in_child(_rejoin_all)
 
 
-def found(name: str | None, directory: str, capacity: int | None) -> Membership:
+def found(name: str | None, directory: str, capacity: int | None, guard: str = "robust") -> Membership:
     """Open a store as its owner; first removes what dead stores of this user left.
 
     Raises `StoreExistsError` when a store of that name is alive.
@@ -229,12 +271,13 @@ def found(name: str | None, directory: str, capacity: int | None) -> Membership:
         boot=processes.boot_id(),
         born=time.time_ns(),
         key=os.urandom(16).hex(),
+        guard=guard,
     )
     path = reaper.control_path(key)
-    leases = [_make(segments.SHM_DIRECTORY, layout.pack(control), path, uid, owner=True)]
+    leases = [_make(segments.SHM_DIRECTORY, names.draft(key, os.urandom(8).hex()), layout.pack(control), path, uid, owner=True)]
     if directory != segments.SHM_DIRECTORY:
         claim = reaper.claim_path(directory, key)
-        leases.append(_make(directory, bytes(_CLAIM_SIZE), claim, uid, owner=False))
+        leases.append(_make(directory, names.draft(key, os.urandom(8).hex()), bytes(_CLAIM_SIZE), claim, uid, owner=False))
     if name is not None:
         _claim_name(path, uid, name)
     membership = Membership(key, control, tuple(leases), founder=os.getpid())
@@ -242,11 +285,10 @@ def found(name: str | None, directory: str, capacity: int | None) -> Membership:
     return membership
 
 
-def _make(directory: str, content: bytes, path: str, uid: int, *, owner: bool) -> segments.Segment:
+def _make(directory: str, fallback: str, content: bytes, path: str, uid: int, *, owner: bool) -> segments.Segment:
     """Make a control file or claim that is complete and locked before it has a name."""
-    fd, temporary = segments.create_unnamed(directory)
+    fd, temporary = segments.create_leased(directory, fallback)
     try:
-        flocks.share(fd)
         if owner:
             flocks.mark(fd, layout.OWNER_MARK)
         segments.write(fd, content, 0)

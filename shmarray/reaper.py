@@ -102,10 +102,23 @@ def remove_unheld(directory: str, key: names.StoreKey) -> int:
     removed = 0
     for entry in segments.entries(directory, key.prefix):
         kind = entry[len(key.prefix) :]
-        if kind.startswith((names.ANONYMOUS, names.TEMPORARY)):
+        if is_stale_claim(directory, key, kind):
+            segments.unlink(os.path.join(directory, entry))
+        elif kind.startswith((names.ANONYMOUS, names.TEMPORARY)):
             draft = kind.startswith(names.TEMPORARY)
             removed += remove_if_unheld(os.path.join(directory, entry), key.uid, draft=draft)
     return removed
+
+
+def is_stale_claim(directory: str, key: names.StoreKey, kind: str) -> bool:
+    """Say whether an entry is a handle in flight to a block that was deleted.
+
+    The block's own name is older than any handle, and goes before them only when the block is deleted.
+    """
+    if not kind.startswith(names.IN_FLIGHT):
+        return False
+    block = kind.removeprefix(names.IN_FLIGHT).partition(".")[0]
+    return not segments.exists(os.path.join(directory, f"{key.prefix}{names.ANONYMOUS}{block}"))
 
 
 def remove_blocks(directory: str, key: names.StoreKey) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from shmarray import arrays, blocks, census, exhaustion, membership, trees
+from shmarray import arrays, blocks, census, exhaustion, membership, objects, trees
 from shmarray._format import layouts, names
 from shmarray._os import limits, segments
 from shmarray.errors import ArrayNotFoundError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from shmarray.census import Problem, StoreStats
     from shmarray.guardian.manager import GuardianManager
     from shmarray.membership import Membership
-    from shmarray.trees import SharedTree
 
     Order = Literal["C", "F"]
     LikeOrder = Literal["C", "F", "A", "K"]
@@ -41,7 +40,8 @@ class Store(MutableMapping[str, Any]):
 
     `Store()` opens a store that this process owns; `name` lets unrelated processes of the same user join it by
     `shmarray.connect(name)`. `capacity` bounds the bytes of all its blocks; `directory` puts them in an ordinary directory
-    instead of shared memory, for what does not fit there. A store pickles: the receiver gets it connected.
+    instead of shared memory, for what does not fit there. `guard="multiprocessing"` makes its locks plain semaphores, which
+    hang when their holder is killed, as those of `multiprocessing` do. A store pickles: the receiver gets it connected.
 
     As a mapping it holds the named arrays. A *named* array lives until it is deleted or the store closes; an *anonymous* one
     as long as any process holds a view of it or a handle to it is in flight. Closing, the end of the `with` block, the end
@@ -59,27 +59,34 @@ class Store(MutableMapping[str, Any]):
     """
 
     def __init__(
-        self, name: str | None = None, *, capacity: int | None = None, directory: str | os.PathLike[str] | None = None
+        self,
+        name: str | None = None,
+        *,
+        capacity: int | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        guard: Literal["robust", "multiprocessing"] = "robust",
     ) -> None:
         """Open a store owned by this process; dead stores of the same user are removed on the way."""
         if name is not None:
             names.check(name, "a store")
         place = _check_directory(directory)
         self._closed = False
+        self._at_exit: util.Finalize | None = None
         with exhaustion.explained(place, 0):
-            self._member = membership.found(name, place, _check_capacity(capacity))
+            self._member = membership.found(name, place, _check_capacity(capacity), _check_guard(guard))
         try:
             # After other exit work: worker processes have been joined then, and have dropped what they held.
             self._at_exit = util.Finalize(None, self._member.close, exitpriority=-100)
             launch.launch(self._member)
         except BaseException:
-            self.close()
+            self._member.close()
             raise
 
     @classmethod
     def _connected(cls, member: Membership) -> Self:
         store = cls.__new__(cls)
         store._closed = False
+        store._at_exit = None
         store._member = member
         return store
 
@@ -272,11 +279,10 @@ class Store(MutableMapping[str, Any]):
 
     # -- the mapping of named arrays -----------------------------------------------------------------------------------
 
-    def __getitem__(self, name: str) -> SharedArray | SharedTree:
-        """Attach the array, or tree, of that name as it is now; raises `ArrayNotFoundError` (a `KeyError`)."""
+    def __getitem__(self, name: str) -> Any:
+        """Attach the array, tree or other object of that name as it is now; raises `ArrayNotFoundError` (a `KeyError`)."""
         segment = blocks.lookup(self._open(), names.check(name))
-        found: SharedArray | SharedTree = trees.open_segment(segment)
-        return found
+        return objects.open_segment(segment)
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Publish a value under a name, replacing what is there in one step: readers see the old or the new, whole."""
@@ -331,12 +337,13 @@ class Store(MutableMapping[str, Any]):
         return blocks.release_unclaimed(self._open())
 
     def close(self) -> None:
-        """End the store, if this process owns it: every block is unlinked once. Elsewhere: stop using it here.
+        """End the store, if this object opened it: every block is unlinked once. Any other: stop using it.
 
         Views stay valid until they are dropped. May be called again, and from any thread.
         """
         self._closed = True
-        if self._member.is_owner:
+        # Another object of the same store, from a pickle or `connect`, ends it no more than another process does.
+        if self._at_exit is not None and self._member.is_owner:
             self._member.close()
             self._at_exit.cancel()
 
@@ -389,6 +396,13 @@ def _check_capacity(capacity: object) -> int | None:
         message = f"capacity must be a positive number of bytes, not {capacity!r}"
         raise ValueError(message)
     return int(capacity)
+
+
+def _check_guard(guard: str) -> str:
+    if guard not in ("robust", "multiprocessing"):
+        message = f"guard must be 'robust' or 'multiprocessing', not {guard!r}"
+        raise ValueError(message)
+    return guard
 
 
 def _check_directory(directory: str | os.PathLike[str] | None) -> str:

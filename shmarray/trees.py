@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from shmarray import arrays, blocks, membership
 from shmarray._format import trees as form
 from shmarray._format.handle import BlockKey
-from shmarray._os import segments
+from shmarray.guards import guard_of
+from shmarray.locks import Lock, ReadAccess, WriteAccess
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     import numpy as np
 
+    from shmarray._os import segments
     from shmarray.membership import Membership
 
 
@@ -50,12 +52,23 @@ class SharedTree:
         return tree
 
     @property
+    def lock(self) -> Lock:
+        """The guard of the whole block, as a `multiprocessing.Lock`; see `SharedArray.lock`."""
+        return Lock(self._root, guard_of(self._segment))
+
+    def write(self, timeout: float | None = None, *, heal: bool = False) -> WriteAccess[Self]:
+        """Begin exclusive access to the whole block; see `SharedArray.write`."""
+        return WriteAccess(guard_of(self._segment), self, timeout, heal=heal)
+
+    def read(self, timeout: float | None = None) -> ReadAccess[Self]:
+        """Begin shared access to the whole block; leaves reached through what it gives cannot be written to."""
+        root = self._root.view()
+        root.flags.writeable = False
+        return ReadAccess(guard_of(self._segment), type(self)._over(root, self._node, self._path), timeout)
+
+    @property
     def _segment(self) -> segments.Segment:
-        segment = arrays.segment_of(self._root)
-        if segment is None:
-            message = "a tree lost its block"
-            raise RuntimeError(message)
-        return segment
+        return _segment_of(self._root)
 
     @property
     def name(self) -> str | None:
@@ -71,8 +84,7 @@ class SharedTree:
 
     def unflatten(self) -> Any:
         """Build the original structure; its arrays are `SharedArray`s in this memory, not copies."""
-        segment = self._segment
-        return form.unflatten(self._node, lambda index: arrays.leaf(segment, index))
+        return form.unflatten(self._node, lambda index: _leaf(self._root, index))
 
     def unlink(self) -> None:
         """Delete the whole tree for everyone, like `SharedArray.unlink`. May be repeated."""
@@ -140,13 +152,26 @@ class SharedSequence(SharedTree, Sequence[Any]):
         return self._child(index % size)
 
 
+def _segment_of(root: np.ndarray[Any, Any]) -> segments.Segment:
+    segment = arrays.segment_of(root)
+    if segment is None:
+        message = "the memory of a tree is not a block"
+        raise RuntimeError(message)
+    return segment
+
+
+def _leaf(root: np.ndarray[Any, Any], index: int) -> arrays.SharedArray:
+    array = arrays.leaf(_segment_of(root), index)
+    array.flags.writeable = root.flags.writeable
+    return array
+
+
 def _view(root: np.ndarray[Any, Any], node: form.Node, path: tuple[Any, ...]) -> Any:
     """Give what stands at a node: an array, a value, or a tree below it."""
     if node.kind == "value":
         return node.value
-    segment = arrays.segment_of(root)
-    if node.kind in ("array", "scalar") and segment is not None:
-        array = arrays.leaf(segment, node.leaf)
+    if node.kind in ("array", "scalar"):
+        array = _leaf(root, node.leaf)
         return array if node.kind == "array" else array[()]
     kind = SharedMapping if node.kind in ("dict", "OrderedDict", "dataclass") else SharedSequence
     return kind._over(root, node, path)  # noqa: SLF001  made for this

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import functools
 import importlib
+import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -49,20 +50,17 @@ def shape_of(cls: type) -> ClassShape:
     shape = ClassShape(kind, module, cls.__qualname__, _fields(cls))
     try:
         found = _import(module, shape.name)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, TypeError, ValueError):  # the last two: its module has no proper name
         found = None
     if found is not cls:
         raise TypeError(
             f"the {kind} {module}.{shape.name} cannot be imported by that name\nDefine it at the level of its module."
         )
-    if kind == DATACLASS:
-        try:
-            object.__new__(cls)
-        except TypeError:
-            raise TypeError(
-                f"the dataclass {shape.name} extends a built-in type, whose content is not in its fields\n"
-                "Keep that content in a field of its own."
-            ) from None
+    if kind == DATACLASS and _extends_builtin(cls):
+        raise TypeError(
+            f"the dataclass {shape.name} extends a built-in type, whose content is not in its fields\n"
+            "Keep that content in a field of its own."
+        )
     return shape
 
 
@@ -73,9 +71,9 @@ def take_apart(shape: ClassShape, record: Any) -> list[Any]:
     surplus = {name for name in surplus if not _is_cache(type(record), name)}
     if surplus:
         names = ", ".join(sorted(surplus))
-        raise TypeError(f"a {shape.name} has attributes that are not fields: {names}\nMake fields of them, or drop them.")
+        raise TypeError(f"a {shape.name} has attributes that are no fields: {names}\nMake them fields, or drop them.")
     if shape.kind == NAMEDTUPLE:
-        return list(record)
+        return list(tuple.__iter__(record))  # what a subclass makes of iteration is its own affair
     try:
         return [getattr(record, name) for name in shape.fields]
     except AttributeError as error:
@@ -111,6 +109,13 @@ def _fields(cls: type) -> tuple[str, ...]:
     if issubclass(cls, tuple):
         return tuple(getattr(cls, "_fields", ()))
     return tuple(field.name for field in dataclasses.fields(cls)) if dataclasses.is_dataclass(cls) else ()
+
+
+def _extends_builtin(cls: type) -> bool:
+    """Say whether `object.__new__` would refuse the class."""
+    # Trying it would make an instance, which may have a `__del__`.
+    makers = [vars(base).get("__new__") for base in cls.__mro__ if base is not object]
+    return any(type(maker) is types.BuiltinFunctionType for maker in makers)
 
 
 def _import(module: str, name: str) -> object:

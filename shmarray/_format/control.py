@@ -17,13 +17,16 @@ SIZE = 8192
 _MAGIC = b"SHMSTORE"
 VERSION = 1
 _FIXED = struct.Struct("<8sHHIQQ")  # magic, version, zero, checksum, store, length of the description
-_DESCRIPTION_AT = 512
+_DESCRIPTION_AT = 2048
 _WORDS = struct.Struct("<QQQ")
 
 #: Words that change, each eight bytes, at these offsets.
 STATE_AT = 256
 GUARDIAN_AT = 264
 USED_AT = 272
+#: One word for each slot of the tables of readers: how often the slot has been taken.
+EPOCHS_AT = 512
+SLOTS = 104
 
 OPEN = 0x6F70_656E_6F70_656E
 CLOSED = 0x636C_6F73_6564_2121
@@ -36,13 +39,15 @@ GUARDIAN_MARK = 1
 NAME_MARK = 2
 CHANGE_MARK = 3
 CAPACITY_MARK = 4
+SLOT_MARK = 16
+"""The first of `SLOTS` marks: who holds one has that slot in every table of readers of the store."""
 
 
 class Control(NamedTuple):
     """What never changes about a store.
 
     `directory` holds its blocks, `capacity` bounds their bytes together, `owner` is (pid, start time, pid namespace), `born`
-    is in nanoseconds since the epoch, `key` opens the guardian's door.
+    is in nanoseconds since the epoch, `key` opens the guardian's door, `guard` is the kind of its locks.
     """
 
     store: int
@@ -53,6 +58,7 @@ class Control(NamedTuple):
     boot: str
     born: int
     key: str
+    guard: str = "robust"
 
 
 def pack(control: Control) -> bytes:

@@ -57,7 +57,7 @@ def check_dtype(dtype: np.dtype[Any]) -> None:
 
     >>> check_dtype(np.dtype([("a", "f8"), ("b", "S5", 3)]))
     """
-    if dtype.num not in _PLAIN or dtype.names is not None:
+    if dtype.num not in _PLAIN or dtype.names is not None or dtype.itemsize < 0:
         _check(dtype, "", 0)
 
 
@@ -223,10 +223,11 @@ def _decode_plain(text: str) -> np.dtype[Any]:
         raise ValueError(f"not a dtype: {_excerpt(text)}")
     try:
         dtype = np.dtype(text)
+        spelling = encode_dtype(dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"not a dtype: {_excerpt(text)}") from error
     # Each dtype has one spelling, so that equal texts mean identical dtypes.
-    if encode_dtype(dtype) != text:
+    if spelling != text:
         raise ValueError(f"not the way a dtype is written: {_excerpt(text)}")
     return dtype
 

@@ -66,14 +66,14 @@ def state_offset(size: int) -> int:
     return size - SIZE + STATE_AT
 
 
-def pack(header: Header) -> tuple[int, bytes]:
-    """Lay out description and header: the offset in the file where the bytes belong, and the bytes to the file's end."""
+def pack(header: Header, guard: bytes = b"") -> tuple[int, bytes]:
+    """Lay out description, header and guard: the offset in the file where the bytes belong, and the bytes to its end."""
     meta_at = header.file_size - SIZE - len(header.meta)
     fields = [MAGIC, VERSION, 0, 0, len(header.meta), header.file_size, header.nbytes, meta_at]
     fields += [header.store, header.block, header.pid, header.start, header.born]
     fixed = bytearray(_FIXED.pack(*fields).ljust(_IMMUTABLE, b"\0"))
     fixed[_CRC_AT : _CRC_AT + 4] = zlib.crc32(header.meta, zlib.crc32(fixed)).to_bytes(4, "little")
-    rest = _STATE.pack(header.state).ljust(SIZE - _IMMUTABLE, b"\0")
+    rest = _STATE.pack(header.state).ljust(GUARD_AT - _IMMUTABLE, b"\0") + guard.ljust(GUARD_SIZE, b"\0")
     return meta_at, header.meta + bytes(fixed) + rest
 
 

@@ -109,6 +109,11 @@ def decode(text: str) -> str | None:
     return name
 
 
+def draft(key: StoreKey, token: str) -> str:
+    """File name of a block in the making; `token` makes it the only one."""
+    return f"{key.prefix}{TEMPORARY}{token}"
+
+
 def store_link(uid: int, name: str) -> str:
     """File name of the second link to the control file of the store called `name`."""
     return f"shmarray.{uid}.name.{encode(name)}"

@@ -8,7 +8,7 @@ Owns: what JSON alone would alter, and how it is written instead:
     ["z", RE, IM]                complex: two floats
     ["y", BASE64]                bytes
     ["u", HEX]                   str that is not valid Unicode, as UTF-8 with surrogates
-    ["U", STR], ["S", BASE64]    numpy.str_, numpy.bytes_ (an array of one would lose trailing zeros)
+    ["U", HEX], ["S", BASE64]    numpy.str_, numpy.bytes_ (an array of one would lose trailing zeros)
 
 Must not know: arrays, containers, files.
 """
@@ -19,9 +19,12 @@ import binascii
 import math
 import re
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _HEX_INT = re.compile("-?0x[0-9a-f]+")
@@ -31,7 +34,6 @@ _WORD = 64
 
 #: The types of a value. A subclass is none: its type would be lost.
 VALUE_TYPES = frozenset([type(None), bool, int, float, complex, str, bytes, np.str_, np.bytes_])
-#: The types that a value has in JSON, if it is not a list with a tag.
 _PLAIN_TYPES = frozenset([type(None), bool, int, float, str])
 
 
@@ -42,7 +44,7 @@ def encode_text(text: str) -> str | list[str]:
     ('ä', ['eda080'])
     """
     if not text.isascii() and _SURROGATE.search(text):
-        return [text.encode("utf-8", "surrogatepass").hex()]
+        return [_to_hex(text)]
     return str.__str__(text)  # of a subclass, only the text
 
 
@@ -52,7 +54,7 @@ def decode_text(encoded: object) -> str:
         case str(text):
             return text
         case [str(digits)]:
-            return bytes.fromhex(digits).decode("utf-8", "surrogatepass")
+            return _from_hex(digits)
         case _:
             raise ValueError("not a text, nor the hexadecimal digits of one")
 
@@ -69,16 +71,9 @@ def encode_value(value: Any) -> Any:
         return text if type(text) is str else ["u", *text]
     if value is None or kind is bool:
         return value
-    if kind is int:
-        return value if value.bit_length() <= _WORD else ["i", hex(value)]
-    if kind is float:
-        return value if math.isfinite(value) else ["f", _DOUBLE.pack(value).hex()]
-    if kind is complex:
-        return ["z", encode_value(value.real), encode_value(value.imag)]
-    if kind is np.str_:
-        return ["U", encode_value(str(value))]
-    tag = "y" if kind is bytes else "S"
-    return [tag, binascii.b2a_base64(value, newline=False).decode("ascii")]
+    if (kind is float and math.isfinite(value)) or (kind is int and value.bit_length() <= _WORD):
+        return value
+    return _TAGGED[kind](value)
 
 
 def decode_value(encoded: object) -> Any:
@@ -86,22 +81,65 @@ def decode_value(encoded: object) -> Any:
     if type(encoded) in _PLAIN_TYPES:
         return encoded
     match encoded:
-        case ["i", str(digits)] if _HEX_INT.fullmatch(digits):
-            return int(digits, 16)
-        case ["f", str(digits)] if _HEX_DOUBLE.fullmatch(digits):
-            return _DOUBLE.unpack(bytes.fromhex(digits))[0]
+        case [str(tag), str(text)] if tag in _FROM_TEXT:
+            return _FROM_TEXT[tag](text)
         case ["z", re, im]:
-            real, imaginary = decode_value(re), decode_value(im)
-            if type(real) is type(imaginary) is float:
-                return complex(real, imaginary)
-        case ["y", str(base64)]:
-            return binascii.a2b_base64(base64, strict_mode=True)
-        case ["S", str(base64)]:
-            return np.bytes_(binascii.a2b_base64(base64, strict_mode=True))
-        case ["u", str(digits)]:
-            return decode_text([digits])
-        case ["U", inner]:
-            text = decode_value(inner)
-            if type(text) is str:
-                return np.str_(text)
+            return complex(_decode_float(re), _decode_float(im))
     raise ValueError("not a value")
+
+
+def _decode_float(encoded: object) -> float:
+    match encoded:
+        case float():
+            return encoded
+        case ["f", str(digits)]:
+            return _float_from_hex(digits)
+        case _:
+            raise ValueError("not a float")
+
+
+def _to_hex(text: str) -> str:
+    return text.encode("utf-8", "surrogatepass").hex()
+
+
+def _from_hex(digits: str) -> str:
+    return bytes.fromhex(digits).decode("utf-8", "surrogatepass")
+
+
+def _to_base64(value: bytes) -> str:
+    return binascii.b2a_base64(value, newline=False).decode("ascii")
+
+
+def _from_base64(text: str) -> bytes:
+    return binascii.a2b_base64(text, strict_mode=True)
+
+
+def _int_from_hex(digits: str) -> int:
+    if not _HEX_INT.fullmatch(digits):
+        raise ValueError("not the hexadecimal digits of an int")
+    return int(digits, 16)
+
+
+def _float_from_hex(digits: str) -> float:
+    if not _HEX_DOUBLE.fullmatch(digits):
+        raise ValueError("not the hexadecimal digits of a float")
+    value: float = _DOUBLE.unpack(bytes.fromhex(digits))[0]
+    return value
+
+
+_TAGGED: dict[type, Callable[[Any], list[Any]]] = {
+    int: lambda value: ["i", hex(value)],
+    float: lambda value: ["f", _DOUBLE.pack(value).hex()],
+    complex: lambda value: ["z", encode_value(value.real), encode_value(value.imag)],
+    bytes: lambda value: ["y", _to_base64(value)],
+    np.str_: lambda value: ["U", _to_hex(value)],
+    np.bytes_: lambda value: ["S", _to_base64(value)],
+}
+_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "i": _int_from_hex,
+    "f": _float_from_hex,
+    "y": _from_base64,
+    "u": _from_hex,
+    "U": lambda text: np.str_(_from_hex(text)),
+    "S": lambda text: np.bytes_(_from_base64(text)),
+}

@@ -14,7 +14,10 @@ import mmap
 import os
 import stat
 import sys
+import threading
 from typing import Any
+
+from shmarray._os import flocks
 
 SHM_DIRECTORY = "/dev/shm"  # noqa: S108  the kernel's own place for shared memory
 PAGE = mmap.PAGESIZE
@@ -28,6 +31,31 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 
 
+# Descriptors this module has open now, and the thread that opened each. A child forked meanwhile closes those of other
+# threads, which do not go on in it: else it would hold, for its whole life, the locks that hang on them.
+_open: dict[int, int] = {}
+_gate = threading.RLock()  # open and note, or fork: never a fork in between; held for one system call
+
+
+def _opened(path: str, flags: int) -> int:
+    with _gate:
+        fd = os.open(path, flags | os.O_CLOEXEC, _MODE)
+        _open[fd] = threading.get_ident()
+    return fd
+
+
+def _close_of_other_threads() -> None:
+    me = threading.get_ident()
+    for fd, thread in list(_open.items()):
+        if thread != me:
+            del _open[fd]
+            os.close(fd)
+    _gate.release()
+
+
+os.register_at_fork(before=_gate.acquire, after_in_parent=_gate.release, after_in_child=_close_of_other_threads)
+
+
 class Segment(mmap.mmap):
     """A shared mapping that holds no descriptor; `tag` is its user's. C code unmaps it when the last reference dies.
 
@@ -37,29 +65,45 @@ class Segment(mmap.mmap):
     tag: Any
 
 
-def create_unnamed(directory: str) -> tuple[int, str | None]:
-    """Make an empty file with no name in `directory`; returns its descriptor and None.
+def create_leased(directory: str, fallback: str) -> tuple[int, str | None]:
+    """Make an empty file with no name in `directory`, and take its lease; returns its descriptor and None.
 
-    On a file system without `O_TMPFILE` the file has a temporary name, which is returned instead of None.
+    On a file system without `O_TMPFILE` the file gets the name `fallback` there, whose path is returned instead of None.
     """
+    while True:
+        fd, path = _create(directory, fallback)
+        try:
+            flocks.share(fd)
+            # A file with a name may have been swept as dead before it was locked: then once more.
+            if path is None or os.fstat(fd).st_nlink:
+                return fd, path
+        except BaseException:
+            close(fd)
+            raise
+        close(fd)
+
+
+def _create(directory: str, fallback: str) -> tuple[int, str | None]:
     try:
-        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE), None
+        return _opened(directory, os.O_TMPFILE | os.O_RDWR), None
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-    path = os.path.join(directory, f"shmarray.{os.geteuid()}.{'0' * 16}.t.{os.urandom(8).hex()}")
-    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE), path
+    path = os.path.join(directory, fallback)
+    return _opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW), path
 
 
 def open_existing(path: str, *, write: bool = True) -> int:
     """Open a file for reading and writing, or only for reading, never through a symbolic link."""
     mode = os.O_RDWR if write else os.O_RDONLY
-    return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    return _opened(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def close(fd: int) -> None:
     """Close a descriptor."""
-    os.close(fd)
+    with _gate:
+        _open.pop(fd, None)  # first: once closed, its number may be another's
+        os.close(fd)
 
 
 def status(fd: int) -> os.stat_result:

@@ -46,12 +46,23 @@ class Guard:
         """After the owner's death: no more arrays; every name goes, also that of the store."""
         if self.state() == layout.OPEN:
             words.store(self.memory, layout.STATE_AT, layout.DEAD)
-        reaper.release_name(self.fd, self.uid, self.control.name)
+        # Opened anew, so that the mark taken for it ends with it: this guardian's own descriptor stays open for long.
+        try:
+            fd = segments.open_existing(self.path)
+        except FileNotFoundError:
+            return
+        try:
+            reaper.release_name(fd, self.uid, self.control.name)
+        finally:
+            segments.close(fd)
 
     def sweep(self) -> bool:
         """Remove what may be removed now; true when the store is gone and the guardian's work done."""
         if segments.status(self.fd).st_nlink == 0:
             return True
+        if self.state() == layout.OPEN and not flocks.is_marked(self.fd, layout.OWNER_MARK):
+            # The owner's process may go on while the owner has gone: it has called exec.
+            self.bury()
         if self.state() == layout.OPEN:
             reaper.remove_unheld(self.control.directory, self.key)
             return False
@@ -95,28 +106,33 @@ def _watch(guard: Guard, pid: int, start: int) -> None:
     change = watches.letting_go(guard.path)
     if change is not None:
         poll.register(change, select.POLLIN)
-    death = watches.death_of(pid, start)
-    if death is not None:
-        poll.register(death, select.POLLIN)
     look = _LOOK_BLIND if change is None else _LOOK
-    owner_lives = death is not None
-    if not owner_lives:
-        guard.bury()
+    try:
+        death = watches.death_of(pid, start)
+    except OSError:
+        death, look = None, _LOOK_BLIND  # no pidfd: the mark that the owner's mapping keeps has to do
+    else:
+        if death is None:
+            guard.bury()
+        else:
+            poll.register(death, select.POLLIN)
     while True:
         began = time.monotonic()
         if guard.sweep():
             return
+        if guard.state() != layout.OPEN:
+            # Only now, the blocks being gone: a SIGTERM to the whole group is meant for the owner and reaches us too.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         rest = max(_REST, _SHARE * (time.monotonic() - began))
         reported = {number for number, _ in poll.poll(look * 1000)}
-        if death in reported and death is not None:
-            poll.unregister(death)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            guard.bury()
-            continue
-        # Reports that come in a burst are answered by one sweep; the owner's death, above, waits for nothing.
-        if change in reported and change is not None:
+        if death is None or death not in reported:
+            # Reports that come in a burst are answered by one sweep; the owner's death waits for nothing.
+            if change not in reported or change is None:
+                continue
             poll.unregister(change)
-            if any(number == death for number, _ in poll.poll(rest * 1000)):
-                guard.bury()
+            reported = {number for number, _ in poll.poll(rest * 1000)}
             watches.drain(change)
             poll.register(change, select.POLLIN)
+        if death in reported and death is not None:
+            poll.unregister(death)
+            guard.bury()

@@ -1,0 +1,373 @@
+"""Guards: exclusive and shared access to what is in a block, that survive the death of whoever holds them.
+
+Owns: the protocol of the guard, and which guards the threads of this process hold.
+Must not know: NumPy, what is guarded.
+
+The rules, in the order in which a thread takes the steps:
+
+    exclusive   lock the mutex; wait until the table of readers is empty; write down the holder
+                ... work ...  strike out the holder; unlock
+    shared      lock the mutex; enter the table; unlock
+                ... work ...  leave the table; if a writer waits, wake it
+
+A writer waits with the mutex held, so readers that come later stand behind it, and it is starved by none; and when it
+leaves, the next to lock the mutex may be a reader or a writer, so readers are not starved either.
+
+Deaths. The mutex is robust: the kernel gives it to the next with word of the death. A holder written down then means that it
+died at work: the block is *poisoned*. None written down means that it died on the way in or out, and nothing was touched. A
+reader that died is found in the table by the writer that waits for it: the kernel says that the slot's mark is free, or the
+slot has a new epoch. The writer strikes it out while it holds the mutex, so no new reader can be hit. Death is looked for
+once in a slice of time; the slice is when to look, never the proof.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from shmarray._format import guard as form
+from shmarray._format import header
+from shmarray._os import futexes, mutexes, processes, segments
+from shmarray.errors import GuardError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from shmarray.blocks import Block
+
+SLICE = 0.05
+"""Seconds of waiting after which signal handlers run and deaths are looked for."""
+
+_ident = threading.get_ident
+_now = time.time_ns
+_FREE, _DIED, _BUSY, _MINE = mutexes.FREE, mutexes.OWNER_DIED, mutexes.BUSY, mutexes.MINE
+_trylock, _unlock, _post = mutexes.mutex_trylock, mutexes.mutex_unlock, mutexes.semaphore_post
+
+
+class _Process:
+    """What changes in a forked child: its pid, and that none of its threads holds anything."""
+
+    pid = os.getpid()
+    generation = 0
+
+
+# What is held is kept mapped: the kernel's list of held mutexes leads through it.
+_held: dict[Guard, Any] = {}
+_known: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a forked child: the mutexes stay the parent's, whose threads took them. This process holds nothing."""
+    _Process.pid = os.getpid()
+    _Process.generation += 1
+    for guard in list(_known):
+        guard.forget()
+    _held.clear()
+
+
+class Guard:
+    """The guard of one block in this process. Made once for each mapping; valid as long as the mapping is."""
+
+    __slots__ = (
+        "__weakref__",
+        "_address",
+        "_draining",
+        "_entries",
+        "_holder",
+        "_local",
+        "_lock",
+        "_poison",
+        "_poisoned_at",
+        "_robust",
+        "_since",
+        "_slot",
+        "_table",
+        "_turn",
+        "key",
+        "member",
+        "owner",
+        "readers",
+    )
+
+    def __init__(self, segment: segments.Segment) -> None:
+        """Find the guard's words. They are reached by address, so this object keeps the mapping alive for nobody."""
+        block: Block = segment.tag
+        self.member, self.key = block.member, block.key  # not the block, which keeps this object: no cycle
+        base = segments.address_of(segment) + block.file_size - header.SIZE + header.GUARD_AT
+        self._address = base
+        self._lock = base + form.LOCK
+        self._robust = ctypes.c_uint64.from_address(base + form.KIND).value == form.ROBUST
+        self._holder = ctypes.c_uint64.from_address(base + form.HOLDER)
+        self._since = ctypes.c_uint64.from_address(base + form.SINCE)
+        self._poison = ctypes.c_uint64.from_address(base + form.POISON)
+        self._poisoned_at = ctypes.c_uint64.from_address(base + form.POISONED_AT)
+        self._turn = ctypes.c_uint32.from_address(base + form.TURN)
+        self._draining = ctypes.c_uint32.from_address(base + form.DRAINING)
+        self._entries = (ctypes.c_uint16 * form.SLOTS).from_address(base + form.TABLE)
+        self._table = (ctypes.c_char * (2 * form.SLOTS)).from_address(base + form.TABLE)
+        self.forget()
+        _known.add(self)
+
+    def forget(self) -> None:
+        """Begin as a process of which no thread holds the guard."""
+        self.owner = 0
+        self.readers: set[int] = set()
+        self._slot: tuple[int, int] | None = None
+        self._local = threading.Lock()
+
+    # -- exclusive -----------------------------------------------------------------------------------------------------
+
+    def acquire(self, keep: Any, timeout: float | None = None) -> bool:
+        """Enter exclusively; false after `timeout` seconds (None: wait, 0: only look). `keep` keeps the mapping meanwhile.
+
+        Raises `GuardError` when this thread is inside already, exclusively or shared.
+        """
+        # An exception may come out of a signal handler after any call: then what was taken is given back.
+        try:
+            code = _trylock(self._lock) if self._robust else self._try_plain()
+            if (code or self._table.raw != form.NO_READERS) and not self._acquire_slowly(code, timeout):
+                return False
+            self.owner = _ident()
+            _held[self] = keep
+            self._since.value = _now()
+            self._holder.value = _Process.pid
+        except BaseException:
+            self._give_back()
+            raise
+        return True
+
+    def release(self) -> None:
+        """Leave exclusive access. Raises `GuardError` if this thread does not have it."""
+        if self.owner != _ident():
+            raise self._not_held()
+        try:
+            self._holder.value = 0
+            self.owner = 0
+            _held.pop(self, None)
+        finally:
+            # No function of ours here: its first instruction is where a signal's exception could come in between.
+            if self._robust:
+                _unlock(self._lock)
+            else:
+                _post(self._lock)
+
+    def _give_back(self) -> None:
+        """Let the mutex go if this thread has it, whether that was noted or not."""
+        if self._robust:
+            mine = mutexes.mutex_owner(ctypes.c_uint32.from_address(self._lock).value) == threading.get_native_id()
+        else:
+            mine = self.owner == _ident()
+        if mine:
+            self._holder.value = 0
+            self.owner = 0
+            _held.pop(self, None)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._robust:
+            _unlock(self._lock)
+        else:
+            _post(self._lock)
+
+    def _try_plain(self) -> int:
+        if self.owner == _ident():
+            return _MINE
+        return _FREE if mutexes.semaphore_trywait(self._lock) == 0 else _BUSY
+
+    def _acquire_slowly(self, code: int, timeout: float | None) -> bool:
+        """Go on after the quick try said `code`, or found readers inside."""
+        if _ident() in self.readers:
+            if code == _FREE:
+                self._let_go()
+            raise self._twice("reads it already")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if code != _FREE and not self._enter(code, deadline, timeout == 0):
+            return False
+        if not self._drain(deadline):
+            self._let_go()
+            return False
+        return True
+
+    def _enter(self, code: int, deadline: float | None, only_look: bool) -> bool:  # noqa: FBT001
+        """Get the mutex, waiting in slices so that signal handlers run."""
+        while code in (_BUSY, mutexes.TIMED_OUT):
+            left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
+            if left <= 0:
+                return False
+            code = mutexes.mutex_wait(self._lock, left) if self._robust else mutexes.semaphore_wait(self._lock, left)
+        if code == _MINE:
+            if only_look:
+                return False
+            raise self._twice("has it already")
+        if code == _DIED:
+            self._recover()
+        elif code != _FREE:
+            raise OSError(code, f"the lock of {self.label} answers {code}: its bytes are damaged")
+        return True
+
+    def _recover(self) -> None:
+        """After a death with the mutex held: note whether it died at work, then make the mutex whole.
+
+        Should this process die here, the kernel tells the next, who finds the same or the poison already written.
+        """
+        pid = self._holder.value
+        if pid:
+            self._poisoned_at.value = self._since.value
+            self._poison.value = pid
+            self._holder.value = 0
+        mutexes.mutex_consistent(self._lock)
+
+    def _drain(self, deadline: float | None) -> bool:
+        """With the mutex held, wait until no reader is left; strike out the dead. False at the deadline."""
+        looked = 0.0
+        try:
+            self._draining.value = 1
+            while True:
+                turn = self._turn.value
+                table = self._table.raw
+                if table == form.NO_READERS:
+                    return True
+                now = time.monotonic()
+                if now - looked >= SLICE:
+                    looked = now
+                    self._strike_out(table)
+                    continue
+                left = SLICE if deadline is None else min(SLICE, deadline - now)
+                if left <= 0:
+                    return False
+                futexes.wait(self._address + form.TURN, turn, left)
+        finally:
+            self._draining.value = 0
+
+    def _strike_out(self, table: bytes) -> None:
+        """Clear the entries of readers that the kernel says are gone."""
+        entries = struct.unpack(f"<{form.SLOTS}H", table)
+        taken = [slot for slot, entry in enumerate(entries) if entry]
+        alive = self.member.slots_alive(taken)
+        for slot in taken:
+            if slot not in alive or form.epoch_word(alive[slot]) != entries[slot]:
+                self._entries[slot] = 0
+
+    # -- shared --------------------------------------------------------------------------------------------------------
+
+    def acquire_shared(self, keep: Any, timeout: float | None = None) -> bool:
+        """Enter shared; false after `timeout` seconds. Where all slots are taken this is exclusive access.
+
+        Raises `GuardError` when this thread is inside already.
+        """
+        me = _ident()
+        if me in self.readers:
+            raise self._twice("reads it already")
+        slot = self._slot or self._find_slot()
+        if slot is None:
+            return self.acquire(keep, timeout)
+        try:
+            code = _trylock(self._lock) if self._robust else self._try_plain()
+            if code:
+                deadline = None if timeout is None else time.monotonic() + timeout
+                if not self._enter(code, deadline, timeout == 0):
+                    return False
+            self.owner = me
+            with self._local:
+                self.readers.add(me)
+                _held[self] = keep
+                self._entries[slot[0]] = slot[1]
+            self.owner = 0
+            if self._robust:
+                _unlock(self._lock)
+            else:
+                _post(self._lock)
+        except BaseException:
+            self._give_back()
+            self._leave(me)
+            raise
+        return True
+
+    def _find_slot(self) -> tuple[int, int] | None:
+        """Ask for this process's slot in the table and what it writes there."""
+        found = self.member.reader_slot()
+        if found is not None:
+            self._slot = (found[0], form.epoch_word(found[1]))
+        return self._slot
+
+    def release_shared(self) -> None:
+        """Leave shared access. Raises `GuardError` if this thread does not have it."""
+        me = _ident()
+        if me not in self.readers:
+            if self.owner != me:
+                raise self._not_held()
+            self.release()  # where all slots were taken
+            return
+        try:
+            self._leave(me)
+        except BaseException:
+            self._leave(me)  # a signal's handler raised in the midst; every step may be done twice
+            raise
+
+    def _leave(self, me: int) -> None:
+        with self._local:
+            self.readers.discard(me)
+            if not self.readers and self._slot is not None:
+                self._entries[self._slot[0]] = 0
+                if not self.owner:
+                    _held.pop(self, None)
+        if self._draining.value:
+            self._turn.value = (self._turn.value + 1) & 0xFFFF_FFFF
+            futexes.wake(self._address + form.TURN)
+
+    # -- what is so ----------------------------------------------------------------------------------------------------
+
+    def holder(self) -> tuple[int, float] | None:
+        """Who has exclusive access, and since when (seconds since the epoch); None if nobody."""
+        since, pid = self._since.value, self._holder.value
+        return (pid, since / 1e9) if pid else None
+
+    def poison(self) -> tuple[int, float] | None:
+        """Who died at work and when that work began; None if the data are sound."""
+        pid = self._poison.value
+        return (pid, self._poisoned_at.value / 1e9) if pid else None
+
+    def heal(self) -> None:
+        """Declare the data sound, with exclusive access."""
+        self._poison.value = 0
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"the array {self.key.name!r}" if self.key.name is not None else "this anonymous array"
+
+    def _twice(self, what: str) -> GuardError:
+        return GuardError(
+            f"this thread {what}: entering the guard of {self.label} once more would wait for itself for ever",
+            remedy="Leave the first `with` block before, or pass the array it gave you on.",
+            name=self.key.name,
+        )
+
+    def _not_held(self) -> GuardError:
+        return GuardError(
+            f"this thread does not hold the guard of {self.label}",
+            remedy="Only the thread that acquired it may release it; use `with`.",
+            name=self.key.name,
+        )
+
+
+processes.after_fork_in_child(_after_fork)
+
+
+def generation() -> int:
+    """How many forks lie between the process that imported this module and this one."""
+    return _Process.generation
+
+
+def guard_of(segment: segments.Segment) -> Guard:
+    """Give the guard of a mapped block, the same one for every view in this process."""
+    block: Block = segment.tag
+    guard = block.cache.get("guard")
+    if not isinstance(guard, Guard):
+        guard = block.cache.setdefault("guard", Guard(segment))
+    return guard  # type: ignore[return-value]  # setdefault may give another thread's, which is a Guard too

@@ -1,0 +1,151 @@
+"""Shared objects that are not arrays to their user: the base of locks, events, values, queues.
+
+Owns: an object whose state is the data of one block, guarded by the block's guard; how it pickles, is found by name, and
+waits for a word of its state to change.
+Must not know: what any such object does.
+
+An object lives as an array does: anonymous as long as any process holds it or a handle to it is in flight, named until it is
+deleted, and no longer than its store.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from shmarray import arrays, blocks, membership, trees
+from shmarray._format import layouts
+from shmarray._format.handle import BlockKey
+from shmarray._os import futexes
+from shmarray.errors import CorruptBlockError
+from shmarray.guards import SLICE, Guard, guard_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shmarray._os import segments
+    from shmarray.membership import Membership
+
+_KINDS: dict[str, type[SharedObject]] = {}
+
+
+class SharedObject:
+    """State in a block, shared by every process that has the object; picklable through any queue or argument."""
+
+    __slots__ = ("__weakref__", "_bytes", "_guard", "_words")
+    _kind: ClassVar[str] = ""
+
+    _bytes: arrays.SharedArray
+    """All data of the block as bytes; keeps the mapping."""
+    _words: Any
+    """The same as signed 64-bit integers, each read and written in one instruction (a ctypes array)."""
+    _guard: Guard
+
+    def __init_subclass__(cls) -> None:
+        """Enter the class among those that a store finds by name."""
+        if cls._kind:
+            _KINDS[cls._kind] = cls
+
+    @classmethod
+    def _create(
+        cls, member: Membership, size: int, name: str | None = None, fill: Callable[[np.ndarray[Any, Any]], None] | None = None
+    ) -> Self:
+        """Make an object with `size` bytes of state, zero but for what `fill` writes into them before anyone sees it."""
+        layout = layouts.Layout((size,), None, size)
+        kind = np.dtype(np.uint8)
+        return cls._over(arrays.create(member, name, [(kind, layout)], fill=fill, kind=cls._kind))
+
+    @classmethod
+    def _over(cls, segment: segments.Segment) -> Self:
+        """Stand for the object in an attached block."""
+        shared = cls.__new__(cls)
+        shared._bytes = arrays.leaf(segment, 0)
+        shared._words = (ctypes.c_int64 * (shared._bytes.nbytes // 8)).from_address(shared._bytes.ctypes.data)
+        shared._guard = guard_of(segment)
+        shared._attached()
+        return shared
+
+    def _attached(self) -> None:
+        """Prepare what a process needs beside the shared state; called for each object that stands for a block."""
+
+    @property
+    def name(self) -> str | None:
+        """Name of the object in its store; None if it is anonymous."""
+        return self._bytes.name
+
+    def unlink(self) -> None:
+        """Delete the object for everyone: no new attach. Those who have it may go on. May be repeated."""
+        self._bytes.unlink()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a handle."""
+        return _attach, (type(self), tuple(blocks.offer(_segment_of(self))))
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    def _address(self, index: int) -> int:
+        """Where word `index` is; its low 32 bits are what a futex waits on."""
+        return ctypes.addressof(self._words) + 8 * index
+
+    def _wait_change(self, index: int, seen: int, deadline: float | None) -> bool:
+        """Sleep while the low half of word `index` is that of `seen`; returns after one slice at most, to look again.
+
+        False when the deadline (of `time.monotonic`) has passed. Signal handlers run between slices.
+        """
+        left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
+        if left <= 0:
+            return False
+        futexes.wait(self._address(index), seen & 0xFFFF_FFFF, left)
+        return True
+
+    def _wake(self, index: int, count: int = futexes.EVERYONE) -> None:
+        """Wake up to `count` sleepers on word `index`; change the word before."""
+        futexes.wake(self._address(index), count)
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """Turn seconds from now into a moment of `time.monotonic`; negative seconds are now."""
+    return None if timeout is None else time.monotonic() + max(0.0, timeout)
+
+
+def _segment_of(shared: SharedObject) -> segments.Segment:
+    segment = arrays.segment_of(shared._bytes)  # noqa: SLF001  one family
+    if segment is None:
+        message = "a shared object lost its block"
+        raise RuntimeError(message)
+    return segment
+
+
+def _attach(cls: type[SharedObject], key: tuple[Any, ...]) -> SharedObject:
+    """Load a handle of a shared object. Raises as `blocks.attach` does."""
+    block_key = BlockKey(*key)
+    segment = blocks.attach(membership.join(block_key.store_key), block_key)
+    _check_kind(segment, cls._kind)
+    return cls._over(segment)
+
+
+def _check_kind(segment: segments.Segment, kind: str) -> None:
+    found = arrays.describe(segment).kind
+    if found != kind:
+        raise CorruptBlockError(
+            f"{segment.tag.path} holds {found or 'an array'}, not {kind}",
+            remedy="The handle was made by another version; make the object anew.",
+            path=segment.tag.path,
+        )
+
+
+def open_segment(segment: segments.Segment) -> Any:
+    """Give what a block holds: an array, a tree, or a shared object."""
+    kind = arrays.describe(segment).kind
+    if kind is None:
+        return trees.open_segment(segment)
+    if kind not in _KINDS:
+        raise CorruptBlockError(
+            f"{segment.tag.path} holds {kind!r}, which this shmarray does not know",
+            remedy="It was made by a newer version: let both processes use the same.",
+            path=segment.tag.path,
+        )
+    return _KINDS[kind]._over(segment)  # noqa: SLF001  one family
