@@ -11,6 +11,7 @@ mapping for garbage while a view is reachable from a finalizer.
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import numpy as np
@@ -168,6 +169,34 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         """Convert; the result is a plain ndarray, as from `numpy.asarray(self).astype`."""
         return self.view(np.ndarray).astype(dtype, *args, **kwargs)
 
+    def flatten(self, order: Any = "C") -> np.ndarray[Any, Any]:
+        """Copy into one dimension, in private memory."""
+        return self.view(np.ndarray).flatten(order)
+
+    def take(self, *args: Any, **kwargs: Any) -> Any:
+        """Copy elements by index, into private memory."""
+        return self.view(np.ndarray).take(*args, **kwargs)
+
+    def repeat(self, *args: Any, **kwargs: Any) -> Any:
+        """Repeat elements, in private memory."""
+        return self.view(np.ndarray).repeat(*args, **kwargs)
+
+    def compress(self, *args: Any, **kwargs: Any) -> Any:
+        """Copy selected slices, into private memory."""
+        return self.view(np.ndarray).compress(*args, **kwargs)
+
+    def argsort(self, *args: Any, **kwargs: Any) -> Any:
+        """Find the indices that would sort the array."""
+        return self.view(np.ndarray).argsort(*args, **kwargs)
+
+    def argpartition(self, *args: Any, **kwargs: Any) -> Any:
+        """Find the indices that would partition the array."""
+        return self.view(np.ndarray).argpartition(*args, **kwargs)
+
+    def dot(self, *args: Any, **kwargs: Any) -> Any:
+        """Multiply as `numpy.dot` does."""
+        return self.view(np.ndarray).dot(*args, **kwargs)
+
     def __repr__(self) -> str:
         """Show the values; the word SharedArray stands only where the memory is shared."""
         text = repr(self.view(np.ndarray))
@@ -177,11 +206,12 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
 def segment_of(array: np.ndarray[Any, Any]) -> segments.Segment | None:
     """Find the block behind a view, of whatever array type; None if it is private memory."""
     base: Any = array.base
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if type(base) is memoryview:
-        base = base.obj
-    return base if type(base) is segments.Segment else None
+    while type(base) is not memoryview:
+        # Arrays, and what stride tricks of NumPy put between them.
+        base = getattr(base, "base", None)
+        if base is None:
+            return None
+    return base.obj if type(base.obj) is segments.Segment else None
 
 
 def block_of(array: np.ndarray[Any, Any]) -> Block | None:
@@ -284,6 +314,17 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     return array
 
 
+def element(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Read a dtype as NumPy's constructors do: a sub-array lengthens the shape, a text of no length gets one character."""
+    inner: tuple[int, ...] = ()
+    while dtype.subdtype is not None:
+        dtype, more = dtype.subdtype
+        inner += more
+    if dtype.itemsize == 0 and dtype.kind in "SU":
+        dtype = np.dtype(f"{dtype.str[0]}{dtype.kind}1")
+    return dtype, inner
+
+
 def layout_of(dtype: np.dtype[Any], shape: object, axes: Sequence[int] | None = None) -> layouts.Layout:
     """Lay out a new array; `axes` is its axis order in memory, None for C order. Raises `DTypeError`, `ShapeError`."""
     check_dtype(dtype)
@@ -348,7 +389,8 @@ def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
 
 def plain(value: Any) -> np.ndarray[Any, Any]:
     """Make an ndarray of what a user gave; raises `TypeError` for a masked array, whose mask would be lost."""
-    if isinstance(value, np.ma.MaskedArray):
+    masked = sys.modules.get("numpy.ma")  # NumPy loads it late; without it nobody has a masked array
+    if masked is not None and isinstance(value, masked.MaskedArray):
         message = (
             "a masked array cannot be put whole: its mask would be lost\n"
             'Put both: store.put({"data": a.data, "mask": numpy.ma.getmaskarray(a)}).'

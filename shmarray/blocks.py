@@ -165,7 +165,8 @@ class Draft:
             if used + self.size > capacity:
                 words.store(self._hold, layout.USED_AT, used)
                 what = f"the capacity of {self.member.label} is exhausted"
-                raise exhaustion.full(what, self.member.control.directory, self.size, limit=capacity, used=used)
+                directory, prefix = self.member.control.directory, self.member.key.prefix
+                raise exhaustion.full(what, directory, self.size, limit=capacity, used=used, prefix=prefix)
             segments.resize(self.fd, self.size)
             if self.temporary is None:
                 path = os.path.join(self.member.control.directory, names.draft(self.member.key, _token()))
@@ -239,10 +240,13 @@ class Draft:
         try:
             try:
                 old = segments.open_existing(path)
-            except FileNotFoundError:
-                old = None
+            except OSError:
+                old = None  # not there, or nothing of ours: the move tells
             try:
-                segments.replace(self.temporary, path)
+                try:
+                    segments.replace(self.temporary, path)
+                except (IsADirectoryError, PermissionError) as error:
+                    raise _corrupt(path, os.strerror(error.errno or 0)) from None
                 if old is not None:
                     _mark_deleted(old)
             finally:
@@ -487,8 +491,11 @@ def delete_name(member: Membership, name: str) -> bool:
             fd = _open_block(path)
         except FileNotFoundError:
             return False
-        except CorruptBlockError:
-            return segments.unlink(path)
+        except CorruptBlockError as error:
+            try:
+                return segments.unlink(path)
+            except OSError:
+                raise error from None
         try:
             segments.unlink(path)
             _mark_deleted(fd)

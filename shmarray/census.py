@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from shmarray.membership import Membership
 
 
+_UNFINISHED = "a block that was never finished; its maker is gone"
+_UNHELD = "nobody holds it, and no handle to it is in flight"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoreStats:
     """How a store stands. Sizes in bytes.
@@ -137,17 +141,18 @@ def check(member: Membership, *, fix: bool) -> list[Problem]:
             before = segments.status_of(path).st_ino
             reason = _objection(member, kind, path) and _objection(member, kind, path)
             if reason is not None and segments.status_of(path).st_ino == before:
-                problems.append(Problem(path, reason, fix and _remove_dead(member, kind, path)))
+                problems.append(Problem(path, reason, fix and _remove_dead(member, kind, path, reason)))
     del hold
     return problems
 
 
-def _remove_dead(member: Membership, kind: str, path: str) -> bool:
-    if reaper.is_stale_claim(member.control.directory, member.key, kind):
-        return segments.unlink(path)
-    if not kind.startswith((names.ANONYMOUS, names.TEMPORARY)):
+def _remove_dead(member: Membership, kind: str, path: str, reason: str) -> bool:
+    """Remove what nobody can reach; what is damaged may be evidence, and stays."""
+    if kind.startswith(names.IN_FLIGHT):
+        return reaper.is_stale_claim(member.control.directory, member.key, kind) and segments.unlink(path)
+    if reason not in (_UNHELD, _UNFINISHED):
         return False
-    return reaper.remove_if_unheld(path, member.key.uid, draft=kind.startswith(names.TEMPORARY))
+    return reaper.remove_if_unheld(path, member.key.uid, draft=reason == _UNFINISHED)
 
 
 def _objection(member: Membership, kind: str, path: str) -> str | None:
@@ -170,10 +175,10 @@ def _objection(member: Membership, kind: str, path: str) -> str | None:
         if info.st_uid != member.key.uid or not segments.is_regular(info):
             return f"it belongs to user {info.st_uid}, or is no file"
         if kind.startswith(names.TEMPORARY):
-            return "a block that was never finished; its maker is gone" if flocks.try_exclusive(fd) else None
+            return _UNFINISHED if flocks.try_exclusive(fd) else None
         reason = _damage(member, kind, fd, info.st_size)
         if reason is None and kind.startswith(names.ANONYMOUS) and info.st_nlink == 1 and flocks.try_exclusive(fd):
-            reason = "nobody holds it, and no handle to it is in flight"
+            reason = _UNHELD
         return reason
     finally:
         segments.close(fd)

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from shmarray._format import names
 from shmarray._os import limits, segments
 from shmarray.errors import StoreFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _SHOWN = 5
 _SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILES = (errno.EMFILE, errno.ENFILE)
@@ -98,10 +101,23 @@ def explained(directory: str, asked: int) -> Iterator[None]:
         raise
 
 
-def full(what: str, directory: str, asked: int, *, limit: int | None = None, used: int | None = None) -> StoreFullError:
-    """Describe a lack of space; with `used`, `limit` is the capacity of a store of which that much is in use."""
+def explaining(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that needs a descriptor for a moment: a lack of one is a `StoreFullError`."""
+
+    @functools.wraps(function)
+    def explained_function(*args: P.args, **kwargs: P.kwargs) -> T:
+        with explained(segments.SHM_DIRECTORY, 0):
+            return function(*args, **kwargs)
+
+    return explained_function
+
+
+def full(
+    what: str, directory: str, asked: int, *, limit: int | None = None, used: int | None = None, prefix: str | None = None
+) -> StoreFullError:
+    """Describe a lack of space; with `used`, `limit` is the capacity of the store of that `prefix`, so much of it in use."""
     space = limits.space(directory)
-    biggest = holdings(directory, names.user_prefix(os.geteuid()))[:_SHOWN]
+    biggest = holdings(directory, prefix or names.user_prefix(os.geteuid()))[:_SHOWN]
     if used is not None and limit is not None:
         free, total = max(0, limit - used), limit
     else:

@@ -56,8 +56,6 @@ class _Process:
     generation = 0
 
 
-# What is held is kept mapped: the kernel's list of held mutexes leads through it.
-_held: dict[Guard, Any] = {}
 _known: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 
@@ -67,7 +65,6 @@ def _after_fork() -> None:
     _Process.generation += 1
     for guard in list(_known):
         guard.forget()
-    _held.clear()
 
 
 class Guard:
@@ -88,6 +85,8 @@ class Guard:
         "_slot",
         "_table",
         "_turn",
+        "depth",
+        "kept",
         "key",
         "member",
         "owner",
@@ -116,6 +115,9 @@ class Guard:
     def forget(self) -> None:
         """Begin as a process of which no thread holds the guard."""
         self.owner = 0
+        self.depth = 0  # how often the owner has a re-entrant lock
+        # What is held is kept mapped, for the kernel's list of held mutexes leads through it. A cycle, as long as it is held.
+        self.kept: Any = None
         self.readers: set[int] = set()
         self._slot: tuple[int, int] | None = None
         self._local = threading.Lock()
@@ -133,7 +135,7 @@ class Guard:
             if (code or self._table.raw != form.NO_READERS) and not self._acquire_slowly(code, timeout):
                 return False
             self.owner = _ident()
-            _held[self] = keep
+            self.kept = keep
             self._since.value = _now()
             self._holder.value = _Process.pid
         except BaseException:
@@ -148,7 +150,7 @@ class Guard:
         try:
             self._holder.value = 0
             self.owner = 0
-            _held.pop(self, None)
+            self.kept = None
         finally:
             # No function of ours here: its first instruction is where a signal's exception could come in between.
             if self._robust:
@@ -165,7 +167,7 @@ class Guard:
         if mine:
             self._holder.value = 0
             self.owner = 0
-            _held.pop(self, None)
+            self.kept = None
             self._let_go()
 
     def _let_go(self) -> None:
@@ -275,7 +277,7 @@ class Guard:
             self.owner = me
             with self._local:
                 self.readers.add(me)
-                _held[self] = keep
+                self.kept = keep
                 self._entries[slot[0]] = slot[1]
             self.owner = 0
             if self._robust:
@@ -315,7 +317,7 @@ class Guard:
             if not self.readers and self._slot is not None:
                 self._entries[self._slot[0]] = 0
                 if not self.owner:
-                    _held.pop(self, None)
+                    self.kept = None
         if self._draining.value:
             self._turn.value = (self._turn.value + 1) & 0xFFFF_FFFF
             futexes.wake(self._address + form.TURN)

@@ -1,19 +1,22 @@
 """Locks and scoped access, as users see them.
 
-Owns: `Lock`, and the context managers that `read()` and `write()` of an array return.
+Owns: `Lock`, `RLock`, and the context managers that `read()` and `write()` of an array return.
 Must not know: how a guard works (`guards`), NumPy.
 """
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from shmarray import guards
+from shmarray import blocks, guards, membership
+from shmarray._format.handle import BlockKey
 from shmarray.errors import GuardTimeoutError, PoisonedError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from shmarray._os import segments
     from shmarray.guards import Guard
 
 T = TypeVar("T")
@@ -109,20 +112,30 @@ class ReadAccess(Access[T]):
 class Lock:
     """A `multiprocessing.Lock` that survives the death of its holder and travels through any queue.
 
-    Not re-entrant, and owned: only the thread that acquired it may release it. Lives in a block; holding the lock object keeps
-    the block. Raises `GuardError` for a second acquire by the same thread, or a release by another.
+    Not re-entrant, and owned: only the thread that acquired it may release it. When a holder is killed the next gets the lock
+    within `guards.SLICE` seconds. Lives in a block; the lock object keeps it. Usable in `multiprocessing.Condition`. Raises
+    `GuardError` (a `ValueError`) for a second acquire by the same thread, or a release by another.
+
+    >>> import shmarray as sa
+    >>> with sa.Store() as store:
+    ...     lock = store.Lock()
+    ...     with lock:
+    ...         print(lock.holder() is not None, lock.acquire(block=False))
+    True False
     """
 
-    __slots__ = ("_guard", "_root")
+    __slots__ = ("__weakref__", "_guard", "_root")
 
     def __init__(self, root: Any, guard: Guard) -> None:
-        """Stand for the guard of the block that `root` keeps mapped."""
+        """Stand for the guard of the block that `root`, a view of its memory, keeps mapped."""
         self._root = root
         self._guard = guard
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take the lock; false when it is not free at once (`block=False`) or after `timeout` seconds."""
-        return self._guard.acquire(self._root, timeout if block else 0)
+        if block:
+            return self._guard.acquire(self._root, timeout)
+        return self._guard.acquire(self._root, 0)
 
     def release(self) -> None:
         """Let the lock go."""
@@ -130,12 +143,113 @@ class Lock:
 
     def __enter__(self) -> bool:
         """Take the lock."""
-        return self._guard.acquire(self._root)
+        return self.acquire()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Let the lock go."""
-        self._guard.release()
+        self.release()
 
     def holder(self) -> tuple[int, float] | None:
         """Who holds the lock: pid and time since the epoch in seconds; None if nobody does."""
         return self._guard.holder()
+
+    def locked(self) -> bool:
+        """Whether someone holds the lock now."""
+        return self._guard.holder() is not None
+
+    @property
+    def name(self) -> str | None:
+        """Name of the block it is the guard of; None if that is anonymous."""
+        return self._guard.key.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a handle."""
+        return _attach, (type(self), tuple(blocks.offer(segment_behind(self._root))))
+
+    def __eq__(self, other: object) -> bool:
+        """Two objects are equal if they are the same lock."""
+        return type(other) is type(self) and other._guard.key == self._guard.key
+
+    def __hash__(self) -> int:
+        """Hash by identity of the block."""
+        return hash(self._guard.key)
+
+    def __repr__(self) -> str:
+        """Say which lock it is and who holds it."""
+        holder = self.holder()
+        return f"<{type(self).__name__} of {self._guard.label}, {f'held by {holder[0]}' if holder else 'free'}>"
+
+    # What multiprocessing.Condition asks of a lock.
+
+    @property
+    def _semlock(self) -> Lock:
+        return self
+
+    def _is_mine(self) -> bool:
+        return self._guard.owner == get_ident()
+
+    def _count(self) -> int:
+        return int(self._is_mine())
+
+    def _leave_all(self) -> int:
+        """Let the lock go, however often this thread has it; returns what `_enter_all` takes."""
+        self._guard.release()
+        return 1
+
+    def _enter_all(self, depth: int) -> None:
+        self._guard.acquire(self._root)
+
+
+class RLock(Lock):
+    """A `multiprocessing.RLock`: a `Lock` that its holder may acquire again, and must release as often."""
+
+    __slots__ = ()
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as in multiprocessing
+        """Take the lock, once more if this thread has it already."""
+        if self._is_mine():
+            self._guard.depth += 1
+            return True
+        if not super().acquire(block, timeout):
+            return False
+        self._guard.depth = 1
+        return True
+
+    def release(self) -> None:
+        """Undo one acquire; the last lets the lock go."""
+        if self._is_mine() and self._guard.depth > 1:
+            self._guard.depth -= 1
+        else:
+            self._guard.release()
+
+    def _count(self) -> int:
+        return self._guard.depth if self._is_mine() else 0
+
+    def _leave_all(self) -> int:
+        depth = self._guard.depth
+        self._guard.release()
+        return depth
+
+    def _enter_all(self, depth: int) -> None:
+        self._guard.acquire(self._root)
+        self._guard.depth = depth
+
+
+def segment_behind(root: Any) -> segments.Segment:
+    """Find the mapping that a view of all its memory keeps: a memoryview, or an array over one."""
+    view = root if isinstance(root, memoryview) else root.base
+    while not isinstance(view, memoryview):
+        view = view.base
+    segment: segments.Segment = view.obj  # type: ignore[assignment]  # what a block's memoryview is of
+    return segment
+
+
+def over(kind: type[Lock], segment: segments.Segment) -> Lock:
+    """Stand for the lock of an attached block."""
+    return kind(memoryview(segment), guards.guard_of(segment))
+
+
+def _attach(kind: type[Lock], key: tuple[Any, ...]) -> Lock:
+    """Load the handle of a lock. Raises as `blocks.attach` does."""
+    block_key = BlockKey(*key)
+    return over(kind, blocks.attach(membership.join(block_key.store_key), block_key))

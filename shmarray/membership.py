@@ -17,7 +17,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from shmarray import reaper
+from shmarray import exhaustion, reaper
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format.header import DamagedError
@@ -133,10 +133,11 @@ class Membership:
 
     def open_control(self) -> int:
         """Open the control file anew, for a kernel lock; the caller closes it."""
-        try:
-            return segments.open_existing(reaper.control_path(self.key))
-        except FileNotFoundError:
-            raise self.closed_error() from None
+        with exhaustion.explained(self.control.directory, 0):
+            try:
+                return segments.open_existing(reaper.control_path(self.key))
+            except FileNotFoundError:
+                raise self.closed_error() from None
 
     def exclusively(self, mark: int) -> int:
         """Enter a critical section of the whole store; the caller leaves it by closing the descriptor. Death leaves it too."""
@@ -196,16 +197,21 @@ class Membership:
         if words.load(leases[0], layout.STATE_AT) == layout.OPEN:
             words.store(leases[0], layout.STATE_AT, layout.CLOSED)
         try:
+            self._sweep()
+        finally:
+            # Also without a descriptor for the sweep: the guardian is told by this that the store is closed, and sweeps.
+            self.leave()
+
+    def _sweep(self) -> None:
+        try:
             fd = segments.open_existing(reaper.control_path(self.key))
         except FileNotFoundError:
-            pass
-        else:
-            try:
-                reaper.release_name(fd, self.key.uid, self.control.name)
-            finally:
-                segments.close(fd)
+            return
+        try:
+            reaper.release_name(fd, self.key.uid, self.control.name)
+        finally:
+            segments.close(fd)
         reaper.remove_blocks(self.control.directory, self.key)
-        self.leave()
 
     def leave(self) -> None:
         """Stop taking part; what this process has attached stays valid."""
@@ -368,6 +374,7 @@ def _read(fd: int, path: str, uid: int) -> tuple[layout.Control, int]:
         raise _unusable(path, str(error)) from None
 
 
+@exhaustion.explaining
 def join(key: names.StoreKey) -> Membership:
     """Take part in a running store; the same `Membership` as long as something in this process uses it.
 
@@ -413,6 +420,7 @@ def _gone(key: names.StoreKey, name: str | None = None, *, dead: bool = False) -
     )
 
 
+@exhaustion.explaining
 def find(name: str) -> names.StoreKey:
     """Tell the identity of the running store of that name; raises `StoreNotFoundError`."""
     uid = os.geteuid()

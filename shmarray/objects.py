@@ -11,35 +11,38 @@ deleted, and no longer than its store.
 from __future__ import annotations
 
 import ctypes
+import functools
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from shmarray import arrays, blocks, membership, trees
+from shmarray import arrays, blocks, locks, membership, trees
 from shmarray._format import layouts
 from shmarray._format.handle import BlockKey
-from shmarray._os import futexes
+from shmarray._os import futexes, segments
 from shmarray.errors import CorruptBlockError
 from shmarray.guards import SLICE, Guard, guard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from shmarray._os import segments
     from shmarray.membership import Membership
 
-_KINDS: dict[str, type[SharedObject]] = {}
+_WORD = np.dtype(np.int64)
+_KINDS: dict[str, Callable[[segments.Segment], Any]] = {
+    "Lock": functools.partial(locks.over, locks.Lock),
+    "RLock": functools.partial(locks.over, locks.RLock),
+}
 
 
 class SharedObject:
     """State in a block, shared by every process that has the object; picklable through any queue or argument."""
 
-    __slots__ = ("__weakref__", "_bytes", "_guard", "_words")
+    __slots__ = ("__weakref__", "_array", "_guard", "_words")
     _kind: ClassVar[str] = ""
 
-    _bytes: arrays.SharedArray
-    """All data of the block as bytes; keeps the mapping."""
+    _array: arrays.SharedArray
+    """All data of the block; keeps the mapping."""
     _words: Any
     """The same as signed 64-bit integers, each read and written in one instruction (a ctypes array)."""
     _guard: Guard
@@ -47,23 +50,27 @@ class SharedObject:
     def __init_subclass__(cls) -> None:
         """Enter the class among those that a store finds by name."""
         if cls._kind:
-            _KINDS[cls._kind] = cls
+            _KINDS[cls._kind] = cls._over
 
     @classmethod
     def _create(
-        cls, member: Membership, size: int, name: str | None = None, fill: Callable[[np.ndarray[Any, Any]], None] | None = None
+        cls,
+        member: Membership,
+        shape: Any,
+        name: str | None = None,
+        fill: Callable[[np.ndarray[Any, Any]], None] | None = None,
+        dtype: np.dtype[Any] = _WORD,
     ) -> Self:
-        """Make an object with `size` bytes of state, zero but for what `fill` writes into them before anyone sees it."""
-        layout = layouts.Layout((size,), None, size)
-        kind = np.dtype(np.uint8)
-        return cls._over(arrays.create(member, name, [(kind, layout)], fill=fill, kind=cls._kind))
+        """Make an object whose state is such an array, zero but for what `fill` writes into it before anyone sees it."""
+        layout = arrays.layout_of(dtype, shape)
+        return cls._over(arrays.create(member, name, [(dtype, layout)], fill=fill, kind=cls._kind))
 
     @classmethod
     def _over(cls, segment: segments.Segment) -> Self:
         """Stand for the object in an attached block."""
         shared = cls.__new__(cls)
-        shared._bytes = arrays.leaf(segment, 0)
-        shared._words = (ctypes.c_int64 * (shared._bytes.nbytes // 8)).from_address(shared._bytes.ctypes.data)
+        shared._array = arrays.leaf(segment, 0)
+        shared._words = (ctypes.c_int64 * (shared._array.nbytes // 8)).from_address(segments.address_of(segment))
         shared._guard = guard_of(segment)
         shared._attached()
         return shared
@@ -74,11 +81,11 @@ class SharedObject:
     @property
     def name(self) -> str | None:
         """Name of the object in its store; None if it is anonymous."""
-        return self._bytes.name
+        return self._array.name
 
     def unlink(self) -> None:
         """Delete the object for everyone: no new attach. Those who have it may go on. May be repeated."""
-        self._bytes.unlink()
+        self._array.unlink()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a handle."""
@@ -111,8 +118,13 @@ def deadline_of(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + max(0.0, timeout)
 
 
+def seconds_to(deadline: float) -> float:
+    """How long it is to a moment of `time.monotonic`."""
+    return deadline - time.monotonic()
+
+
 def _segment_of(shared: SharedObject) -> segments.Segment:
-    segment = arrays.segment_of(shared._bytes)  # noqa: SLF001  one family
+    segment = arrays.segment_of(shared._array)  # noqa: SLF001  one family
     if segment is None:
         message = "a shared object lost its block"
         raise RuntimeError(message)
@@ -148,4 +160,10 @@ def open_segment(segment: segments.Segment) -> Any:
             remedy="It was made by a newer version: let both processes use the same.",
             path=segment.tag.path,
         )
-    return _KINDS[kind]._over(segment)  # noqa: SLF001  one family
+    return _KINDS[kind](segment)
+
+
+def create_lock(member: Membership, kind: type[locks.Lock], name: str | None) -> locks.Lock:
+    """Make a lock: a block without data, whose guard it is."""
+    layout = layouts.Layout((0,), None, 0)
+    return locks.over(kind, arrays.create(member, name, [(np.dtype(np.uint8), layout)], kind=kind.__name__))

@@ -29,7 +29,7 @@ from shmarray._os import flocks, segments
 
 _owed: deque[str] = deque()
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
-_NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENXIO)
+_NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 _STAYS = (names.CONTROL, names.CLAIM)
 
 
@@ -51,11 +51,14 @@ def _open_own(path: str, uid: int) -> int | None:
         if error.errno in _NOT_OURS:
             return None
         raise
-    info = segments.status(fd)
-    if info.st_uid != uid or not segments.is_regular(info):
-        segments.close(fd)
-        return None
-    return fd
+    ours = False
+    try:
+        info = segments.status(fd)
+        ours = info.st_uid == uid and segments.is_regular(info)
+    finally:
+        if not ours:
+            segments.close(fd)
+    return fd if ours else None
 
 
 def remove_if_unheld(path: str, uid: int, *, draft: bool = False) -> bool:
@@ -140,7 +143,11 @@ def remove_blocks(directory: str, key: names.StoreKey) -> tuple[int, int]:
             info = segments.status_of(path)
         except FileNotFoundError:
             continue
-        if segments.unlink(path) and not kind.startswith(names.IN_FLIGHT):
+        try:
+            removed = segments.unlink(path)
+        except OSError:
+            continue  # a directory, or another user's file: it stays, the rest goes all the same
+        if removed and not kind.startswith(names.IN_FLIGHT):
             count, size = count + 1, size + info.st_size
     return count, size
 
@@ -183,7 +190,7 @@ def release_name(fd: int, uid: int, name: str | None) -> bool:
 
 def finish(path: str, uid: int) -> Outcome:
     """Remove a store, whole, if nobody takes part in it; `path` is any link to its control file. May be repeated."""
-    nobody = names.StoreKey(uid, 0)
+    nobody = names.control_file(os.path.basename(path)) or names.StoreKey(uid, 0)
     fd = _open_own(path, uid)
     if fd is None:
         return Outcome(nobody, removed=True, blocks=0, bytes=0, reason="")
@@ -194,9 +201,22 @@ def finish(path: str, uid: int) -> Outcome:
             record, _ = layout.unpack(segments.read(fd, layout.SIZE + 1, 0))
         except DamagedError as error:
             return Outcome(nobody, removed=False, blocks=0, bytes=0, reason=str(error))
-        return _finish_locked(fd, names.StoreKey(uid, record.store), record)
+        key = names.StoreKey(uid, record.store)
+        if _is_copy(fd, key) or nobody.store not in (0, key.store):
+            # The lock of a copy says nothing about the store it was copied from.
+            return Outcome(nobody, removed=False, blocks=0, bytes=0, reason="it is a copy of another control file")
+        return _finish_locked(fd, key, record)
     finally:
         segments.close(fd)
+
+
+def _is_copy(fd: int, key: names.StoreKey) -> bool:
+    mine = segments.status(fd)
+    try:
+        true = segments.status_of(control_path(key))
+    except FileNotFoundError:
+        return False
+    return (true.st_dev, true.st_ino) != (mine.st_dev, mine.st_ino)
 
 
 def _finish_locked(fd: int, key: names.StoreKey, record: layout.Control) -> Outcome:
@@ -224,7 +244,7 @@ def collect(uid: int, directory: str = segments.SHM_DIRECTORY) -> list[Outcome]:
     for entry in segments.entries(segments.SHM_DIRECTORY, names.user_prefix(uid)):
         key = names.control_file(entry)
         if key is not None:
-            outcomes.append(finish(control_path(key), uid)._replace(key=key))
+            outcomes.append(finish(control_path(key), uid))
     if directory != segments.SHM_DIRECTORY:
         outcomes += _collect_claims(uid, directory)
     return outcomes

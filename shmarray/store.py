@@ -6,6 +6,7 @@ Must not know: files, locks, headers; how anything survives a SIGKILL (`membersh
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, MutableMapping
 from multiprocessing import util
@@ -16,7 +17,7 @@ import numpy as np
 from shmarray import arrays, blocks, census, exhaustion, membership, objects, trees
 from shmarray._format import layouts, names
 from shmarray._os import limits, segments
-from shmarray.errors import ArrayNotFoundError
+from shmarray.errors import ArrayExistsError, ArrayNameError, ArrayNotFoundError
 from shmarray.guardian import launch
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class Store(MutableMapping[str, Any]):
         """Pid of the process that cleans up if the owner is killed; None if there is none now."""
         return launch.guardian_of(self._member)
 
+    @exhaustion.explaining
     def manager(self) -> GuardianManager:
         """Connect to the store's guardian, a `SharedMemoryManager` and `SyncManager`: `dict`, `list`, `Namespace`, ...
 
@@ -162,22 +164,22 @@ class Store(MutableMapping[str, Any]):
         ...     store.empty((2, 3), "f4").shape
         (2, 3)
         """
-        return self._make(shape, dtype, _axes(shape, order), name)
+        return self._make(shape, dtype, order, name)
 
     def zeros(self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None) -> SharedArray:
         """Make an array of zeros; like `numpy.zeros`. Raises as `empty` does."""
-        return self._make(shape, dtype, _axes(shape, order), name)
+        return self._make(shape, dtype, order, name)
 
     def ones(self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None) -> SharedArray:
         """Make an array of ones; like `numpy.ones`. Raises as `empty` does."""
-        return self._make(shape, dtype, _axes(shape, order), name, 1)
+        return self._make(shape, dtype, order, name, 1)
 
     def full(
         self, shape: Any, fill_value: Any, dtype: DTypeLike | None = None, order: Order = "C", *, name: str | None = None
     ) -> SharedArray:
         """Make an array filled with a value; like `numpy.full`. Raises as `empty` does."""
         kind = np.asarray(fill_value).dtype if dtype is None else dtype
-        return self._make(shape, kind, _axes(shape, order), name, fill_value)
+        return self._make(shape, kind, order, name, fill_value)
 
     def empty_like(
         self,
@@ -233,20 +235,28 @@ class Store(MutableMapping[str, Any]):
     ) -> SharedArray:
         model = np.asarray(prototype)
         lengths = layouts.check_shape(model.shape if shape is None else shape)
-        if order == "A":
-            order = "F" if model.flags.fnc else "C"
-        if order == "K" and len(lengths) == model.ndim:
-            axes: list[int] | None = layouts.axes_of(model.shape, model.strides)
+        letter = _letter(order, "CFAK", "K")
+        if letter == "A":
+            letter = "F" if model.flags.fnc else "C"
+        if letter == "K" and len(lengths) == model.ndim:
+            axes: list[int] | str = layouts.axes_of(model.shape, model.strides)
         else:
-            axes = _axes(lengths, "C" if order == "K" else order)
+            axes = "F" if letter == "F" else "C"
         return self._make(lengths, model.dtype if dtype is None else dtype, axes, name, value)
 
-    def _make(self, shape: Any, dtype: DTypeLike, axes: list[int] | None, name: str | None, value: Any = None) -> SharedArray:
+    def _make(
+        self, shape: Any, dtype: DTypeLike, order: list[int] | str, name: str | None, value: Any = None
+    ) -> SharedArray:
         member = self._open()
         if name is not None:
             names.check(name)
-        kind = np.dtype(dtype)
-        layout = arrays.layout_of(kind, shape, axes)
+        kind, inner = arrays.element(np.dtype(dtype))
+        lengths = (*layouts.check_shape(shape), *inner)
+        if isinstance(order, str):
+            axes = None if _letter(order, "CF", "C") == "C" else list(reversed(range(len(lengths))))
+        else:
+            axes = order + list(range(len(order), len(lengths)))
+        layout = arrays.layout_of(kind, lengths, axes)
 
         def fill(view: np.ndarray[Any, Any]) -> None:
             np.copyto(view, value, casting="unsafe")
@@ -288,6 +298,7 @@ class Store(MutableMapping[str, Any]):
         """Publish a value under a name, replacing what is there in one step: readers see the old or the new, whole."""
         self._put(value, names.check(name), replace=True)
 
+    @exhaustion.explaining
     def __delitem__(self, name: str) -> None:
         """Delete the array of that name for everyone; views stay valid. Raises `ArrayNotFoundError`."""
         member = self._open()
@@ -301,14 +312,32 @@ class Store(MutableMapping[str, Any]):
         """Say whether there is an array of that name now."""
         member = self._open()
         member.require_open()
-        return isinstance(name, str) and blocks.has_name(member, names.check(name))
+        return names.is_name(name) and blocks.has_name(member, name)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Attach what has that name, or give `default`."""
+        try:
+            return self[name]
+        except (ArrayNotFoundError, ArrayNameError):
+            return default
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """Attach what has that name; if there is nothing, put `default` there first. Of several who try, one puts."""
+        while True:
+            try:
+                return self[name]
+            except ArrayNotFoundError:
+                with contextlib.suppress(ArrayExistsError):
+                    return self.put(default, name=name)
+
+    @exhaustion.explaining
     def __iter__(self) -> Iterator[str]:
         """Go through the names that are there now, in alphabetical order."""
         member = self._open()
         member.require_open()
         return iter(census.array_names(member))
 
+    @exhaustion.explaining
     def __len__(self) -> int:
         """How many named arrays there are."""
         member = self._open()
@@ -317,10 +346,12 @@ class Store(MutableMapping[str, Any]):
 
     # -- care ----------------------------------------------------------------------------------------------------------
 
+    @exhaustion.explaining
     def stats(self) -> StoreStats:
         """Count what is in the store and how it stands; the numbers come from the file system, not from our own books."""
         return census.stats(self._open())
 
+    @exhaustion.explaining
     def check(self, *, fix: bool = False) -> list[Problem]:
         """Look at every block of the store; returns what is wrong, an empty list if all is well.
 
@@ -328,6 +359,7 @@ class Store(MutableMapping[str, Any]):
         """
         return census.check(self._open(), fix=fix)
 
+    @exhaustion.explaining
     def release_unclaimed(self) -> int:
         """Give up handles that were pickled and never loaded, and the anonymous arrays that only they kept.
 
@@ -348,7 +380,8 @@ class Store(MutableMapping[str, Any]):
             self._at_exit.cancel()
 
     def __enter__(self) -> Self:
-        """Begin the scope of the store."""
+        """Begin the scope of the store; raises `StoreClosedError` if it has ended."""
+        self._open().require_open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -369,21 +402,21 @@ def connect(name: str) -> Store:
     6
     """
     names.check(name, "a store")
-    with exhaustion.explained(segments.SHM_DIRECTORY, 0):
-        return Store._connected(membership.join(membership.find(name)))  # noqa: SLF001  made for this
+    return Store._connected(membership.join(membership.find(name)))  # noqa: SLF001  made for this
 
 
 def _join(uid: int, store: int) -> Store:
     """Load a pickled store."""
-    with exhaustion.explained(segments.SHM_DIRECTORY, 0):
-        return Store._connected(membership.join(names.StoreKey(uid, store)))  # noqa: SLF001  made for this
+    return Store._connected(membership.join(names.StoreKey(uid, store)))  # noqa: SLF001  made for this
 
 
-def _axes(shape: Any, order: str) -> list[int] | None:
-    if order not in ("C", "F"):
-        message = f"order must be 'C' or 'F', not {order!r}"
+def _letter(order: str | None, allowed: str, default: str) -> str:
+    """Read an `order` argument as NumPy does: any case, None for the default."""
+    letter = default if order is None else str(order).upper()
+    if letter not in allowed or len(letter) != 1:
+        message = f"order must be one of {', '.join(allowed)}, not {order!r}"
         raise ValueError(message)
-    return None if order == "C" else list(reversed(range(len(layouts.check_shape(shape)))))
+    return letter
 
 
 def _check_capacity(capacity: object) -> int | None:

@@ -86,6 +86,14 @@ class SharedTree:
         """Build the original structure; its arrays are `SharedArray`s in this memory, not copies."""
         return form.unflatten(self._node, lambda index: _leaf(self._root, index))
 
+    def __copy__(self) -> Any:
+        """Copy into private memory: the original structure with plain arrays."""
+        return form.unflatten(self._node, lambda index: _leaf(self._root, index).copy(order="K"))
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        """Copy into private memory: the original structure with plain arrays."""
+        return self.__copy__()
+
     def unlink(self) -> None:
         """Delete the whole tree for everyone, like `SharedArray.unlink`. May be repeated."""
         blocks.delete(self._segment)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from shmarray.errors import ArrayNameError
 
@@ -67,12 +67,17 @@ def check(name: object, what: str = "an array") -> str:
     )
 
 
+def is_name(name: object) -> TypeGuard[str]:
+    """Say whether `name` can name an array."""
+    return isinstance(name, str) and _objection(name) is None
+
+
 def _objection(name: object) -> str | None:
     if not isinstance(name, str):
         return f"it is of type {type(name).__name__}, not str"
     if not name:
         return "it is empty"
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
         return "it contains a control character"
     try:
         size = len(name.encode())

@@ -127,7 +127,7 @@ class _Flattening:
                 self._refuse(problem, "Use str, int, float, bool or None as keys.")
         encoded = [encode_value(key) for key in keys]
         children = self._children(value, keys, list(value.values()))
-        if all(type(key) is str for key in encoded) and all(type(key) is str for key in keys):
+        if all(type(key) is str for key in encoded):
             return [dict(zip(encoded, children, strict=True))]
         return [encoded, children]
 

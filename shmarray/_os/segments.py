@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -25,6 +26,8 @@ _MODE = 0o600
 _RESERVE_PIECE = 16 << 20  # one call is interrupted and undone by a signal on old kernels: short calls make progress
 _WRITE_PIECE = 64 << 20
 _MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000  # `mmap` has the name from 3.13 on
+_SIGNATURE = os.O_NOATIME | os.O_NONBLOCK  # without effect on files of our own that are memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -32,28 +35,62 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 
 
 # Descriptors this module has open now, and the thread that opened each. A child forked meanwhile closes those of other
-# threads, which do not go on in it: else it would hold, for its whole life, the locks that hang on them.
+# threads, which do not go on in it: else it would hold, for its whole life, the locks that hang on them. No lock guards the
+# table, for finalizers come here too; a thread that is between opening and noting is in `_limbo`, and makes the child look for
+# itself at what is open.
 _open: dict[int, int] = {}
-_gate = threading.RLock()  # open and note, or fork: never a fork in between; held for one system call
+_limbo: dict[int, int] = {}
 
 
 def _opened(path: str, flags: int) -> int:
-    with _gate:
+    me = threading.get_ident()
+    _limbo[me] = _limbo.get(me, 0) + 1
+    try:
         fd = os.open(path, flags | os.O_CLOEXEC, _MODE)
-        _open[fd] = threading.get_ident()
+        _open[fd] = me
+    finally:
+        _limbo[me] -= 1
     return fd
+
+
+def close(fd: int) -> None:
+    """Close a descriptor."""
+    me = threading.get_ident()
+    _limbo[me] = _limbo.get(me, 0) + 1
+    try:
+        _open.pop(fd, None)  # first: once closed, its number may be another's
+        os.close(fd)
+    finally:
+        _limbo[me] -= 1
 
 
 def _close_of_other_threads() -> None:
     me = threading.get_ident()
+    doubtful = any(count for thread, count in _limbo.items() if thread != me)
     for fd, thread in list(_open.items()):
         if thread != me:
             del _open[fd]
             os.close(fd)
-    _gate.release()
+    for thread in list(_limbo):
+        if thread != me:
+            del _limbo[thread]
+    if doubtful:
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd not in _open and _is_ours(fd):
+                os.close(fd)
 
 
-os.register_at_fork(before=_gate.acquire, after_in_parent=_gate.release, after_in_child=_close_of_other_threads)
+def _is_ours(fd: int) -> bool:
+    try:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+        # A file without a name is told by the flags it was opened with, which the kernel keeps.
+        unnamed = name.startswith("#") and fcntl.fcntl(fd, fcntl.F_GETFL) & _SIGNATURE == _SIGNATURE
+    except OSError:
+        return False  # the descriptor of the listing itself
+    return unnamed or name.startswith("shmarray.")
+
+
+os.register_at_fork(after_in_child=_close_of_other_threads)
 
 
 class Segment(mmap.mmap):
@@ -85,7 +122,7 @@ def create_leased(directory: str, fallback: str) -> tuple[int, str | None]:
 
 def _create(directory: str, fallback: str) -> tuple[int, str | None]:
     try:
-        return _opened(directory, os.O_TMPFILE | os.O_RDWR), None
+        return _opened(directory, os.O_TMPFILE | os.O_RDWR | _SIGNATURE), None
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
@@ -97,13 +134,6 @@ def open_existing(path: str, *, write: bool = True) -> int:
     """Open a file for reading and writing, or only for reading, never through a symbolic link."""
     mode = os.O_RDWR if write else os.O_RDONLY
     return _opened(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def close(fd: int) -> None:
-    """Close a descriptor."""
-    with _gate:
-        _open.pop(fd, None)  # first: once closed, its number may be another's
-        os.close(fd)
 
 
 def status(fd: int) -> os.stat_result:
@@ -193,7 +223,8 @@ def map_shared(fd: int, size: int) -> Segment:
         return Segment(fd, size, trackfd=False)
     # Before 3.13 an mmap object keeps a duplicate of the descriptor. So take an anonymous one, which keeps none, and lay
     # the file's pages over it in place: its C destructor unmaps them like its own.
-    segment = Segment(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # No memory is set aside for it, so that a file larger than all memory can be mapped.
+    segment = Segment(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     address = address_of(segment)
     placed = _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, 0)
     if placed != address:

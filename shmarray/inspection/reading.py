@@ -1,0 +1,157 @@
+"""Reading one block, and judging whether it is alive.
+
+Owns: what a block's file says, and what its state is in a store that stands as it does.
+Must not know: where files are found.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shmarray import arrays, blocks
+from shmarray._format import header as form
+from shmarray._format import names
+from shmarray._os import segments
+from shmarray.errors import ShmArrayError
+from shmarray.inspection.holders import is_alive, is_free
+from shmarray.inspection.records import Block, Process
+
+if TYPE_CHECKING:
+    from shmarray.inspection.holders import Holders
+    from shmarray.inspection.records import Store
+
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, RecursionError, ShmArrayError)
+"""What reading a damaged or foreign file raises."""
+
+_BLOCKS = (names.NAMED, names.ANONYMOUS, names.TEMPORARY)
+_TRIES = 5  # how often a name is read again that is being replaced all the time
+_ENDED = {
+    "closed": "its store is closed",
+    "dead": "the owner of its store died",
+    "leftover": "nobody takes part in its store any more",
+    "orphan": "the control file of its store is gone",
+}
+
+
+def status(path: str) -> os.stat_result | None:
+    """Status of the file of that name itself; None if it is not there."""
+    try:
+        return segments.status_of(path)
+    except OSError:
+        return None
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Device and inode that a name stands for now; None if for nothing."""
+    info = status(path)
+    return None if info is None else (info.st_dev, info.st_ino)
+
+
+def text(error: BaseException) -> str:
+    """Say what was wrong, without the path, which the reader sees anyway."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ShmArrayError):
+        return os.strerror(error.errno)
+    return error.summary if isinstance(error, ShmArrayError) else str(error) or type(error).__name__
+
+
+class Reader:
+    """Reads the blocks of one store."""
+
+    def __init__(self, store: Store, holders: Holders, now: float) -> None:
+        """Read blocks of `store`; `now` is in seconds since the epoch."""
+        self._store = store
+        self._holders = holders
+        self._now = now
+
+    def block(self, path: str, kind: str, unclaimed: int) -> Block | None:
+        """Describe a block, of which the file name says `kind`; None if it has gone meanwhile."""
+        block = None
+        for _ in range(_TRIES):
+            try:
+                fd = segments.open_existing(path, write=False)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                return Block(path, "damaged", unclaimed=unclaimed, reason=text(error))
+            try:
+                info = segments.status(fd)
+                block = self._read(Block(path, "damaged", unclaimed=unclaimed), kind, fd, info)
+            finally:
+                segments.close(fd)
+            # What was deleted or replaced while it was read is not what this name stands for now.
+            if identity(path) == (info.st_dev, info.st_ino):
+                return self._judged(block)
+        return block
+
+    def stranded(self, entry: str, paths: list[str]) -> Block | None:
+        """Describe handles in flight whose block `entry` is not there: it was deleted, and they were not."""
+        # A handle is never made before its block, and never outlives it but by a deletion that was cut short.
+        info = None if segments.exists(os.path.join(self._store.directory, entry)) else status(paths[0])
+        if info is None:
+            return None
+        return Block(
+            file=paths[0],
+            state="dead",
+            kind="handle",
+            bytes=info.st_size,
+            file_bytes=info.st_size,
+            holders=self._holders.of(info, self._store.directory),
+            unclaimed=len(paths),
+            reason="its array was deleted, and this handle to it stayed",
+        )
+
+    def _read(self, block: Block, kind: str, fd: int, info: os.stat_result) -> Block:
+        if not segments.is_regular(info) or not kind.startswith(_BLOCKS):
+            return replace(block, reason="no block is a file like that")
+        holders = self._holders.of(info, os.path.dirname(block.file))
+        block = replace(block, bytes=info.st_size, file_bytes=info.st_size, holders=holders)
+        if kind.startswith(names.TEMPORARY):
+            return replace(block, state="making", kind="draft")
+        try:
+            return self._described(block, kind, blocks.read_header(fd, info.st_size))
+        except UNREADABLE as error:
+            return replace(block, reason=text(error))
+
+    def _described(self, block: Block, kind: str, head: form.Header) -> Block:
+        """Add what the header says; raises `ValueError` if it is that of another block."""
+        content = arrays.decode(head.meta)
+        anonymous = f"{names.ANONYMOUS}{head.block:016x}"
+        expected = anonymous if content.name is None else names.NAMED + names.encode(content.name)
+        if f"{head.store:016x}" != self._store.id or kind != expected:
+            message = f"its header is that of {expected} in the store {head.store:016x}"
+            raise ValueError(message)
+        deleted = head.state == form.DELETED
+        alive = is_alive(head.pid, head.start)
+        elsewhere = self._store.owner is not None and self._store.owner.alive is None
+        block = replace(
+            block,
+            state="dead" if deleted else "live",
+            kind="array" if content.tree is None else "tree",
+            name=content.name,
+            arrays=len(content.leaves),
+            bytes=head.nbytes,
+            creator=Process(head.pid, None if elsewhere and not alive else alive),
+            age=max(0.0, self._now - head.born / 1e9),
+            reason="it was deleted, and its name stayed" if deleted else None,
+        )
+        if content.tree is not None:
+            return block
+        dtype, place = content.leaves[0]
+        return replace(block, shape=place.shape, dtype=str(dtype))
+
+    def _judged(self, block: Block) -> Block:
+        """Say whether a block that is in order can still be attached."""
+        if block.state in ("dead", "damaged") or self._store.state == "damaged":
+            return block
+        if self._store.state in _ENDED:
+            return replace(block, state="dead", reason=_ENDED[self._store.state])
+        named = block.name is not None and block.kind != "draft"
+        if block.holders or named or not is_free(block.file):
+            return block
+        if block.kind == "draft":
+            return replace(block, state="dead", reason="it was never finished, and its maker is gone")
+        if block.unclaimed:
+            return replace(block, state="unclaimed", reason="only handles keep it that were pickled and not loaded yet")
+        return replace(block, state="dead", reason="nobody holds it, and no handle to it is in flight")

@@ -1,0 +1,105 @@
+"""What a survey says.
+
+Owns: the records, field by field; `docs/cli.md` gives them to programs under the same names.
+Must not know: how any of it is found out.
+
+How a store stands:
+
+    open        its owner lives
+    closed      its owner closed it; processes that took part are still there
+    dead        its owner died; processes that took part are still there
+    leftover    nobody takes part in it: it may be removed
+    orphan      files whose control file is gone
+    damaged     its control file cannot be read
+
+and a block:
+
+    live        it can be attached
+    unclaimed   only handles keep it that were pickled and not loaded yet
+    making      its maker is at work on it
+    dead        nobody can attach it any more
+    damaged     it is not what its name says
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as a file names it; `alive` is None where that cannot be known: it is of another pid namespace."""
+
+    pid: int
+    alive: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block: sizes in bytes, `age` in seconds, `holders` the pids that map it now.
+
+    `kind` is "array", "tree", "draft" (being made), "handle" (its block is deleted) or "unknown". `arrays` counts the
+    arrays of a tree, `unclaimed` the handles in flight; `bytes` is the data, `file_bytes` what it takes. `reason`
+    explains a state that is not live.
+    """
+
+    file: str
+    state: str
+    kind: str = "unknown"
+    name: str | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    arrays: int = 0
+    bytes: int = 0
+    file_bytes: int = 0
+    creator: Process | None = None
+    holders: tuple[int, ...] = ()
+    unclaimed: int = 0
+    age: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """One store: `bytes` is what all its blocks take, `participants` are the pids that take part in it now.
+
+    `removable` says that it is provably ours and that nobody uses it; `reason` explains why not, or what is damaged.
+    """
+
+    id: str
+    state: str
+    directory: str
+    name: str | None = None
+    reason: str | None = None
+    removable: bool = False
+    control: str | None = None
+    capacity: int | None = None
+    bytes: int = 0
+    owner: Process | None = None
+    guardian: Process | None = None
+    participants: tuple[int, ...] = ()
+    age: float | None = None
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A file of this user with the prefix of ours that is none of them."""
+
+    file: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All stores of one user, and what only looks like their files.
+
+    `others` counts the files of other users with our prefix, `commands` gives the command line of every process named.
+    """
+
+    uid: int
+    stores: tuple[Store, ...] = ()
+    strays: tuple[Stray, ...] = ()
+    others: int = 0
+    commands: dict[int, str] = field(default_factory=dict)
