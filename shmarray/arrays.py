@@ -1,7 +1,7 @@
 """SharedArray: an ndarray whose memory is a block.
 
-Owns: making arrays in blocks, finding the block behind any view, and pickling a view as a handle.
-Must not know: how a block lives and dies (`blocks`), how stores are opened.
+Owns: the array type, and pickling any view of it as a handle.
+Must not know: how a block lives and dies (`blocks`), what a description looks like (`contents`), how stores are opened.
 
 The base of every view is, at the end of the chain, the `Segment` itself: C code unmaps it when the last view dies. The
 chain runs through NumPy arrays, which the cycle collector does not look into, so the collector can never take a
@@ -10,42 +10,23 @@ mapping for garbage while a view is reachable from a finalizer.
 
 from __future__ import annotations
 
-import json
-import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from shmarray import blocks, membership
-from shmarray._format import layouts, names
-from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
+from shmarray import blocks, contents, membership
+from shmarray._format.dtypes import decode_dtype, encode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
 from shmarray._os import segments
-from shmarray.errors import CorruptBlockError, ShmArrayError
 from shmarray.guards import guard_of
 from shmarray.locks import Lock, ReadAccess, WriteAccess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from shmarray._format import layouts
     from shmarray.blocks import Block
     from shmarray.membership import Membership
-
-_PIECE = 1 << 30
-
-
-class Description(NamedTuple):
-    """What a block holds: arrays one behind the other.
-
-    If they are the leaves of a tree, `tree` is its description; if the block is the state of another shared object, `kind` says
-    of which.
-    """
-
-    name: str | None
-    leaves: list[tuple[np.dtype[Any], layouts.Layout]]
-    tree: Any
-    kind: str | None = None
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -73,25 +54,25 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
     @property
     def name(self) -> str | None:
         """Name of the array in its store; None for an anonymous array and for private memory."""
-        block = block_of(self)
+        block = contents.block_of(self)
         return None if block is None else block.key.name
 
     @property
     def block_name(self) -> str | None:
         """File name of the block, for `multiprocessing.shared_memory.SharedMemory` or `shm_open`; None if private."""
-        block = block_of(self)
+        block = contents.block_of(self)
         return None if block is None else block.path.rpartition("/")[2]
 
     @property
     def is_shared(self) -> bool:
         """Whether the memory is a block of a store. A copy made by indexing with an array or a mask is private."""
-        return segment_of(self) is not None
+        return contents.segment_of(self) is not None
 
     @property
     def lock(self) -> Lock:
         """The array's exclusive guard as a `multiprocessing.Lock`; one for all views of it. Survives its holder's death."""
         segment = self._shared("no lock")
-        return Lock(root_of(segment), guard_of(segment))
+        return Lock(contents.root_of(segment), guard_of(segment))
 
     def write(self, timeout: float | None = None, *, heal: bool = False) -> WriteAccess[SharedArray]:
         """Begin exclusive access: `with a.write() as x:`, x is the array. Waits at most `timeout` seconds.
@@ -121,7 +102,7 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         return ReadAccess(guard_of(self._shared("no guard")), view, timeout)
 
     def _shared(self, lack: str) -> segments.Segment:
-        segment = segment_of(self)
+        segment = contents.segment_of(self)
         if segment is None:
             message = f"this array is private memory, a copy: it has {lack}"
             raise ValueError(message)
@@ -144,7 +125,7 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle as a handle; private memory pickles as NumPy does, by value."""
-        segment = segment_of(self)
+        segment = contents.segment_of(self)
         if segment is None:
             return self.view(np.ndarray).__reduce_ex__(protocol)
         return _attach, (tuple(blocks.offer(segment)), tuple(_spec(self, segment)))
@@ -189,6 +170,14 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         """Find the indices that would sort the array."""
         return self.view(np.ndarray).argsort(*args, **kwargs)
 
+    def argmax(self, *args: Any, **kwargs: Any) -> Any:
+        """Find the index of the greatest element."""
+        return self.view(np.ndarray).argmax(*args, **kwargs)
+
+    def argmin(self, *args: Any, **kwargs: Any) -> Any:
+        """Find the index of the smallest element."""
+        return self.view(np.ndarray).argmin(*args, **kwargs)
+
     def argpartition(self, *args: Any, **kwargs: Any) -> Any:
         """Find the indices that would partition the array."""
         return self.view(np.ndarray).argpartition(*args, **kwargs)
@@ -203,82 +192,17 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         return "SharedArray" + text.removeprefix("array") if self.is_shared else text
 
 
-def segment_of(array: np.ndarray[Any, Any]) -> segments.Segment | None:
-    """Find the block behind a view, of whatever array type; None if it is private memory."""
-    base: Any = array.base
-    while type(base) is not memoryview:
-        # Arrays, and what stride tricks of NumPy put between them.
-        base = getattr(base, "base", None)
-        if base is None:
-            return None
-    return base.obj if type(base.obj) is segments.Segment else None
-
-
-def block_of(array: np.ndarray[Any, Any]) -> Block | None:
-    """Tell which block a view is in; None if it is private memory."""
-    segment = segment_of(array)
-    return None if segment is None else cast("Block", segment.tag)
-
-
-def root_of(segment: segments.Segment) -> np.ndarray[Any, Any]:
-    """All data of a block as bytes; holds an export, so the mapping cannot end before it does."""
-    block: Block = segment.tag
-    return np.frombuffer(segment, np.uint8, block.nbytes) if block.nbytes else np.frombuffer(segment, np.uint8)[:0]
-
-
 def _place(segment: segments.Segment, dtype: np.dtype[Any], layout: layouts.Layout) -> SharedArray:
-    return SharedArray.__new__(SharedArray, layout.shape, dtype, root_of(segment), layout.offset, layout.strides)
-
-
-def describe(segment: segments.Segment) -> Description:
-    """Decode what a block holds; kept with the block. Raises `CorruptBlockError`."""
-    block: Block = segment.tag
-    known = block.cache.get("description")
-    if known is None:
-        try:
-            known = decode(block.meta)
-            if known.name != block.key.name:
-                message = f"its header says that it is {known.name!r}"
-                raise ValueError(message)
-        except (ValueError, TypeError, KeyError, IndexError, ShmArrayError) as error:
-            raise undescribed(block, error) from None
-        block.cache["description"] = known
-    return cast("Description", known)
-
-
-def decode(meta: bytes) -> Description:
-    """Decode the description of a block; raises `ValueError` or one of its kin when it is none."""
-    fields = json.loads(meta)
-    leaves = []
-    for dtype, shape, strides, offset in fields["leaves"]:
-        kind = decode_dtype(dtype)
-        lengths = layouts.check_shape(shape)
-        size = layouts.nbytes(lengths, kind.itemsize)
-        steps = None if strides is None else tuple(int(step) for step in strides)
-        leaves.append((kind, layouts.Layout(lengths, steps, size, int(offset))))
-    name = fields["name"]
-    if name is not None:
-        names.check(name)
-    return Description(name, leaves, fields["tree"], fields.get("kind"))
-
-
-def undescribed(block: Block, error: Exception) -> CorruptBlockError:
-    """Describe a block whose checksum is right and whose description still makes no sense."""
-    return CorruptBlockError(
-        f"{block.path} cannot be attached: its description is not one ({error})",
-        remedy="It was written by another version or by something else; delete the array.",
-        path=block.path,
-        reason=str(error),
-    )
+    return SharedArray.__new__(SharedArray, layout.shape, dtype, contents.root_of(segment), layout.offset, layout.strides)
 
 
 def leaf(segment: segments.Segment, index: int) -> SharedArray:
     """View one array of a block. Raises `CorruptBlockError` if it would reach beyond the block's data."""
-    dtype, layout = describe(segment).leaves[index]
+    dtype, layout = contents.describe(segment).leaves[index]
     try:
         return _place(segment, dtype, layout)
     except (ValueError, TypeError) as error:
-        raise undescribed(segment.tag, error) from None
+        raise contents.undescribed(segment.tag, error) from None
 
 
 def _spec(view: np.ndarray[Any, Any], segment: segments.Segment) -> ViewSpec:
@@ -287,7 +211,7 @@ def _spec(view: np.ndarray[Any, Any], segment: segments.Segment) -> ViewSpec:
     if not isinstance(address, int):
         address = block.cache["address"] = segments.address_of(segment)
     start = view.__array_interface__["data"][0] - address if view.size else 0
-    own = describe(segment).leaves[0][0]
+    own = contents.describe(segment).leaves[0][0]
     dtype = None if own is view.dtype or _same(own, view.dtype) else encode_dtype(view.dtype)
     strides = None if view.flags.c_contiguous else view.strides
     return ViewSpec(start, view.shape, strides, dtype, view.flags.writeable)
@@ -301,106 +225,18 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     """Load a handle: what a pickled view becomes. Raises as `blocks.attach` does."""
     block_key, view = BlockKey(*key), ViewSpec(*spec)
     segment = blocks.attach(membership.join(block_key.store_key), block_key)
-    if view.dtype is None:
-        dtype = describe(segment).leaves[0][0]
-    else:
-        dtype = decode_dtype(view.dtype)
+    dtype = contents.describe(segment).leaves[0][0] if view.dtype is None else decode_dtype(view.dtype)
     try:
-        array = SharedArray.__new__(SharedArray, view.shape, dtype, root_of(segment), view.offset, view.strides)
+        array = SharedArray.__new__(SharedArray, view.shape, dtype, contents.root_of(segment), view.offset, view.strides)
     except (ValueError, TypeError) as error:
-        raise undescribed(segment.tag, error) from None
+        raise contents.undescribed(segment.tag, error) from None
     if not view.writeable:
         array.flags.writeable = False
     return array
 
 
-def element(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Read a dtype as NumPy's constructors do: a sub-array lengthens the shape, a text of no length gets one character."""
-    inner: tuple[int, ...] = ()
-    while dtype.subdtype is not None:
-        dtype, more = dtype.subdtype
-        inner += more
-    if dtype.itemsize == 0 and dtype.kind in "SU":
-        dtype = np.dtype(f"{dtype.str[0]}{dtype.kind}1")
-    return dtype, inner
-
-
-def layout_of(dtype: np.dtype[Any], shape: object, axes: Sequence[int] | None = None) -> layouts.Layout:
-    """Lay out a new array; `axes` is its axis order in memory, None for C order. Raises `DTypeError`, `ShapeError`."""
-    check_dtype(dtype)
-    lengths = layouts.check_shape(shape)
-    size = layouts.nbytes(lengths, dtype.itemsize)
-    strides = None if axes is None else layouts.strides(lengths, dtype.itemsize, axes)
-    return layouts.Layout(lengths, strides, size)
-
-
-def layout_like(array: np.ndarray[Any, Any]) -> layouts.Layout:
-    """Lay out a copy of an array with its axis order in memory kept. Raises `DTypeError`."""
-    axes = None if array.flags.c_contiguous else layouts.axes_of(array.shape, array.strides)
-    return layout_of(array.dtype, array.shape, axes)
-
-
-def create(
-    member: Membership,
-    name: str | None,
-    contents: list[tuple[np.dtype[Any], layouts.Layout]],
-    *,
-    fill: Callable[[np.ndarray[Any, Any]], None] | None = None,
-    sources: list[np.ndarray[Any, Any]] | None = None,
-    tree: Any = None,
-    kind: str | None = None,
-    replace: bool = False,
-) -> segments.Segment:
-    """Make a block with these arrays, filled before anyone can see it: by `fill`, or copied from `sources`.
-
-    Raises as `blocks.Draft` and its `publish` do.
-    """
-    placed, size = layouts.place(layout for _, layout in contents)
-    leaves = [
-        [encode_dtype(dtype), layout.shape, layout.strides, layout.offset]
-        for (dtype, _), layout in zip(contents, placed, strict=True)
-    ]
-    description = {"name": name, "leaves": leaves, "tree": tree} | ({} if kind is None else {"kind": kind})
-    meta = json.dumps(description, separators=(",", ":")).encode()
-    total = size if len(placed) != 1 else placed[0].nbytes
-    # Dense sources are written by system call: that reserves as it goes and takes no page fault.
-    written = sources is not None and all(source.flags.forc for source in sources)
-    with blocks.Draft(member, total, meta, reserve=not written) as draft:
-        if written and sources is not None:
-            for source, layout in zip(sources, placed, strict=True):
-                draft.write(_bytes_of(source), layout.offset)
-        segment = draft.map(name)
-        if not written:
-            for index, ((dtype, _), layout) in enumerate(zip(contents, placed, strict=True)):
-                view = _place(segment, dtype, layout).view(np.ndarray)
-                if sources is not None:
-                    np.copyto(view, sources[index], casting="no")
-                elif fill is not None:
-                    fill(view)
-        draft.publish(segment, replace=replace)
-    return segment
-
-
-def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
-    """View the memory of a dense array as bytes, in the order in which it lies there."""
-    flat = array.reshape(-1) if array.flags.c_contiguous else array.T.reshape(-1)
-    return flat.view(np.uint8).data if array.nbytes else memoryview(b"")
-
-
-def plain(value: Any) -> np.ndarray[Any, Any]:
-    """Make an ndarray of what a user gave; raises `TypeError` for a masked array, whose mask would be lost."""
-    masked = sys.modules.get("numpy.ma")  # NumPy loads it late; without it nobody has a masked array
-    if masked is not None and isinstance(value, masked.MaskedArray):
-        message = (
-            "a masked array cannot be put whole: its mask would be lost\n"
-            'Put both: store.put({"data": a.data, "mask": numpy.ma.getmaskarray(a)}).'
-        )
-        raise TypeError(message)
-    return np.asarray(value)
-
-
 def put(member: Membership, value: Any, name: str | None, *, replace: bool = False) -> SharedArray:
     """Copy an array into a new block; layout (C, Fortran or any other axis order) is kept."""
-    array = plain(value)
-    segment = create(member, name, [(array.dtype, layout_like(array))], sources=[array], replace=replace)
+    array = contents.plain(value)
+    segment = contents.create(member, name, [(array.dtype, contents.layout_like(array))], sources=[array], replace=replace)
     return leaf(segment, 0)

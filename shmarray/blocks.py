@@ -19,27 +19,21 @@ With a capacity the draft has a temporary name `t.`, so that a count of the dire
 from __future__ import annotations
 
 import os
-import time
 import weakref
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from shmarray import exhaustion, membership, reaper
 from shmarray._format import control as layout
-from shmarray._format import guard, names
 from shmarray._format import header as form
+from shmarray._format import names
 from shmarray._format.handle import BlockKey
-from shmarray._os import flocks, mutexes, processes, segments, words
-from shmarray.errors import ArrayExistsError, ArrayNotFoundError, CorruptBlockError, StoreClosedError
+from shmarray._os import flocks, segments, words
+from shmarray.errors import ArrayNotFoundError, CorruptBlockError, StoreClosedError
 
 if TYPE_CHECKING:
-    from types import TracebackType
 
     from shmarray.membership import Membership
 
-_GUARDS = {
-    "robust": guard.pack(guard.ROBUST, mutexes.fresh_mutex()),
-    "multiprocessing": guard.pack(guard.PLAIN, mutexes.fresh_semaphore()),
-}
 _TAIL = 2048  # one read fetches header and description of nearly every block
 
 
@@ -59,7 +53,8 @@ class Block(NamedTuple):
     cache: dict[str, object]
 
 
-def _identity(info: os.stat_result) -> tuple[int, int]:
+def identity_of(info: os.stat_result) -> tuple[int, int]:
+    """Device and inode of a file."""
     return info.st_dev, info.st_ino
 
 
@@ -68,7 +63,7 @@ class _Watch(weakref.ref[segments.Segment]):
 
     __slots__ = ("block",)
 
-    def __new__(cls, segment: segments.Segment, block: Block) -> _Watch:
+    def __new__(cls, segment: segments.Segment, block: Block) -> Self:  # noqa: ARG004  as __init__
         """Watch `segment`."""
         return super().__new__(cls, segment, _unmapped)
 
@@ -95,7 +90,7 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
             reaper.last_one_out(watch.block.path, key.uid)
 
 
-def _register(segment: segments.Segment, block: Block) -> segments.Segment:
+def register(segment: segments.Segment, block: Block) -> segments.Segment:
     """Enter a mapping into the table; if another thread was faster, its mapping is the one to use."""
     segment.tag = block
     watch = _Watch(segment, block)
@@ -117,169 +112,7 @@ def attached(store: int) -> int:
     return sum(1 for key in list(_attached) if key[0] == store)
 
 
-def _token() -> str:
-    return os.urandom(8).hex()
-
-
-class Draft:
-    """A block in the making: reserved and mapped, visible to nobody. Fill `segment`, then `publish`.
-
-    Leaving the `with` block without publishing leaves nothing behind.
-    """
-
-    def __init__(self, member: Membership, nbytes: int, meta: bytes, *, reserve: bool = True) -> None:
-        """Reserve the memory; raises `StoreFullError` before any byte is touched, `StoreClosedError` on a closed store."""
-        self._hold = member.require_open()
-        reaper.settle()
-        self.member = member
-        self.nbytes = nbytes
-        self.meta = meta
-        self.size = form.file_size(nbytes, len(meta))
-        self.block_id = int.from_bytes(os.urandom(8), "little")
-        directory = member.control.directory
-        with exhaustion.explained(directory, self.size):
-            exhaustion.require(directory, self.size)
-            self.fd, self.temporary = segments.create_leased(directory, names.draft(member.key, _token()))
-            try:
-                if member.control.capacity is not None:
-                    self._account(member.control.capacity)
-                segments.resize(self.fd, self.size)
-                self._reserved = reserve
-                if reserve:
-                    segments.reserve(self.fd, 0, self.size)
-            except BaseException:
-                self._abandon()
-                raise
-
-    def _account(self, capacity: int) -> None:
-        """Enter the block into the store's account, or raise `StoreFullError`.
-
-        The account is an upper bound kept in the control file: creation adds, nothing subtracts. When it would pass the
-        capacity, the directory is counted, which is the truth; a death between two lines only makes the bound too high.
-        """
-        lock = self.member.exclusively(layout.CAPACITY_MARK)
-        try:
-            used = words.load(self._hold, layout.USED_AT)
-            if used + self.size > capacity:
-                used = sum(item.nbytes for item in exhaustion.holdings(self.member.control.directory, self.member.key.prefix))
-            if used + self.size > capacity:
-                words.store(self._hold, layout.USED_AT, used)
-                what = f"the capacity of {self.member.label} is exhausted"
-                directory, prefix = self.member.control.directory, self.member.key.prefix
-                raise exhaustion.full(what, directory, self.size, limit=capacity, used=used, prefix=prefix)
-            segments.resize(self.fd, self.size)
-            if self.temporary is None:
-                path = os.path.join(self.member.control.directory, names.draft(self.member.key, _token()))
-                segments.publish(self.fd, path)
-                self.temporary = path
-            words.store(self._hold, layout.USED_AT, used + self.size)
-        finally:
-            segments.close(lock)
-
-    def write(self, data: memoryview, offset: int = 0) -> None:
-        """Copy bytes into the block; a full file system is `StoreFullError`, also where nothing was reserved."""
-        with exhaustion.explained(self.member.control.directory, self.size):
-            segments.write(self.fd, data, offset)
-
-    def map(self, name: str | None) -> segments.Segment:
-        """Write the header and map the block."""
-        me = processes.me()
-        head = form.Header(
-            file_size=self.size,
-            nbytes=self.nbytes,
-            store=self.member.key.store,
-            block=self.block_id,
-            pid=me.pid,
-            start=me.start,
-            born=time.time_ns(),
-            state=form.LIVE,
-            meta=self.meta,
-        )
-        offset, data = form.pack(head, _GUARDS[self.member.control.guard])
-        key = BlockKey(self.member.key.uid, self.member.key.store, self.block_id, name, None)
-        path = self.member.block_prefix + key.entry
-        with exhaustion.explained(self.member.control.directory, self.size):
-            if not self._reserved:
-                # The data were written, which reserves; only what lies behind them is missing.
-                segments.reserve(self.fd, self.nbytes, self.size - self.nbytes)
-            segments.write(self.fd, data, offset)
-            segment = segments.map_shared(self.fd, self.size)
-        identity = _identity(segments.status(self.fd))
-        return _register(segment, Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, {}))
-
-    def publish(self, segment: segments.Segment, *, replace: bool = False) -> None:
-        """Make the block visible under its name, whole, in one step.
-
-        Raises `ArrayExistsError` when the name is taken and `replace` is false, `StoreClosedError` when the store was closed
-        meanwhile: whoever publishes looks again after linking, so a sweep at close misses nothing.
-        """
-        block: Block = segment.tag
-        with exhaustion.explained(self.member.control.directory, self.size):
-            if replace:
-                self._replace(block.path)
-            elif self.temporary is not None and block.key.name is None:
-                # Nobody else can have this name. A second link, were it to stay, would count as a handle in flight.
-                segments.replace(self.temporary, block.path)
-            else:
-                try:
-                    segments.publish(self.fd, block.path, self.temporary)
-                except FileExistsError:
-                    raise _exists(block) from None
-            self.temporary = None
-        if words.load(self._hold, layout.STATE_AT) != layout.OPEN:
-            segments.unlink(block.path)
-            raise self.member.closed_error()
-
-    def _replace(self, path: str) -> None:
-        """Move the name to this block, then mark the block that had it."""
-        if self.temporary is None:
-            temporary = os.path.join(self.member.control.directory, names.draft(self.member.key, _token()))
-            segments.publish(self.fd, temporary)
-            self.temporary = temporary
-        lock = self.member.exclusively(layout.CHANGE_MARK)
-        try:
-            try:
-                old = segments.open_existing(path)
-            except OSError:
-                old = None  # not there, or nothing of ours: the move tells
-            try:
-                try:
-                    segments.replace(self.temporary, path)
-                except (IsADirectoryError, PermissionError) as error:
-                    raise _corrupt(path, os.strerror(error.errno or 0)) from None
-                if old is not None:
-                    _mark_deleted(old)
-            finally:
-                if old is not None:
-                    segments.close(old)
-        finally:
-            segments.close(lock)
-
-    def _abandon(self) -> None:
-        if self.temporary is not None:
-            segments.unlink(self.temporary)
-            self.temporary = None
-        segments.close(self.fd)
-        self.fd = -1
-
-    def __enter__(self) -> Self:
-        """Begin to fill."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the descriptor; the mapping holds the lease from here on. What was not published is gone."""
-        self._abandon()
-
-
-def _exists(block: Block) -> ArrayExistsError:
-    return ArrayExistsError(
-        f"an array called {block.key.name!r} is already in {block.member.label}",
-        remedy=f"Replace it with store[{block.key.name!r}] = array, delete it first, or choose another name.",
-        name=block.key.name,
-    )
-
-
-def _mark_deleted(fd: int) -> None:
+def mark_deleted(fd: int) -> None:
     """Tell those who still map the block that handles to it are stale. A foreign or damaged file is left alone."""
     size = segments.status(fd).st_size
     if size >= form.SIZE and segments.read(fd, 8, size - form.SIZE) == form.MAGIC:
@@ -351,9 +184,9 @@ def lookup(member: Membership, name: str) -> segments.Segment:
                 return _map_checked(member, key, fd, path)
             except ArrayNotFoundError:
                 # Replaced between opening and looking: the name leads to the next one now. Each turn sees another block.
-                if _identity(segments.status(fd)) == last:
+                if identity_of(segments.status(fd)) == last:
                     raise
-                last = _identity(segments.status(fd))
+                last = identity_of(segments.status(fd))
             finally:
                 segments.close(fd)
     del hold
@@ -366,10 +199,10 @@ def _open_block(path: str) -> int:
     try:
         return segments.open_existing(path)
     except (PermissionError, IsADirectoryError) as error:
-        raise _corrupt(path, os.strerror(error.errno or 0)) from None
+        raise corrupt(path, os.strerror(error.errno or 0)) from None
     except OSError as error:
         if error.errno in membership.NOT_A_FILE:
-            raise _corrupt(path, os.strerror(error.errno)) from None
+            raise corrupt(path, os.strerror(error.errno)) from None
         raise
 
 
@@ -388,7 +221,7 @@ def _map_checked(member: Membership, key: BlockKey, fd: int, path: str) -> segme
     if segment is not None:
         return segment
     segment = segments.map_shared(fd, info.st_size)
-    return _register(segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, _identity(info), {}))
+    return register(segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, identity_of(info), {}))
 
 
 def _read_header(member: Membership, fd: int, info: os.stat_result, path: str) -> form.Header:
@@ -404,7 +237,7 @@ def _read_header(member: Membership, fd: int, info: os.stat_result, path: str) -
             message = "it belongs to another store"
             raise form.DamagedError(message)
     except form.DamagedError as error:
-        raise _corrupt(path, str(error)) from None
+        raise corrupt(path, str(error)) from None
     return head
 
 
@@ -418,7 +251,8 @@ def read_header(fd: int, size: int) -> form.Header:
     return form.unpack(tail, size)
 
 
-def _corrupt(path: str, reason: str) -> CorruptBlockError:
+def corrupt(path: str, reason: str) -> CorruptBlockError:
+    """Describe a file that cannot be attached, or be replaced."""
     return CorruptBlockError(
         f"{path} cannot be attached: {reason}",
         remedy="Nothing was changed. `python -m shmarray doctor` shows what it is; delete the array to get rid of it.",
@@ -477,7 +311,7 @@ def delete(segment: segments.Segment) -> bool:
 
 def _leads_to(path: str, identity: tuple[int, int]) -> bool:
     try:
-        return _identity(segments.status_of(path)) == identity
+        return identity_of(segments.status_of(path)) == identity
     except FileNotFoundError:
         return False
 
@@ -498,7 +332,7 @@ def delete_name(member: Membership, name: str) -> bool:
                 raise error from None
         try:
             segments.unlink(path)
-            _mark_deleted(fd)
+            mark_deleted(fd)
         finally:
             segments.close(fd)
     finally:

@@ -11,7 +11,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
-from shmarray import arrays, blocks, reaper
+from shmarray import blocks, contents, reaper
 from shmarray._format import control as layout
 from shmarray._format import header as form
 from shmarray._format import names
@@ -88,7 +88,7 @@ def _stored_name(path: str) -> str:
         head = blocks.read_header(fd, segments.status(fd).st_size)
     finally:
         segments.close(fd)
-    name = arrays.decode(head.meta).name
+    name = contents.decode(head.meta).name
     if name is None:
         message = "the block has no name"
         raise ValueError(message)
@@ -187,7 +187,7 @@ def _objection(member: Membership, kind: str, path: str) -> str | None:
 def _damage(member: Membership, kind: str, fd: int, size: int) -> str | None:
     try:
         head = blocks.read_header(fd, size)
-        name = arrays.decode(head.meta).name
+        name = contents.decode(head.meta).name
     except (ValueError, TypeError, KeyError, IndexError, ShmArrayError) as error:
         return str(error)
     if head.store != member.key.store:

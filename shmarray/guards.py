@@ -36,7 +36,6 @@ from shmarray._os import futexes, mutexes, processes, segments
 from shmarray.errors import GuardError
 
 if TYPE_CHECKING:
-    from types import TracebackType
 
     from shmarray.blocks import Block
 

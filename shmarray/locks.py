@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shmarray.guards import Guard
 
 T = TypeVar("T")
+L = TypeVar("L", bound="Lock")
 
 
 class Access(Generic[T]):
@@ -196,7 +197,7 @@ class Lock:
         self._guard.release()
         return 1
 
-    def _enter_all(self, depth: int) -> None:
+    def _enter_all(self, depth: int) -> None:  # noqa: ARG002  as RLock does
         self._guard.acquire(self._root)
 
 
@@ -230,7 +231,7 @@ class RLock(Lock):
         self._guard.release()
         return depth
 
-    def _enter_all(self, depth: int) -> None:
+    def _enter_all(self, depth: int) -> None:  # noqa: ARG002  as RLock does
         self._guard.acquire(self._root)
         self._guard.depth = depth
 
@@ -244,7 +245,7 @@ def segment_behind(root: Any) -> segments.Segment:
     return segment
 
 
-def over(kind: type[Lock], segment: segments.Segment) -> Lock:
+def over(kind: type[L], segment: segments.Segment) -> L:
     """Stand for the lock of an attached block."""
     return kind(memoryview(segment), guards.guard_of(segment))
 

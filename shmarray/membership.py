@@ -3,7 +3,7 @@
 Owns: the control file of a store while this process takes part in it: founding, joining, leaving, closing; the lease that
 says "this process is alive"; which stores this process takes part in. *Locked = alive*: a process takes part exactly as long
 as it maps the control file, and the kernel ends that with the process.
-Must not know: blocks; NumPy.
+Must not know: blocks.
 
 A forked child gets a lease of its own before it runs any of its code, so that parent and child live and die separately.
 """
@@ -15,7 +15,9 @@ import os
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
 
 from shmarray import exhaustion, reaper
 from shmarray._format import control as layout
@@ -38,7 +40,7 @@ class _Lease(weakref.ref[segments.Segment]):
 
     __slots__ = ("path", "uid")
 
-    def __new__(cls, segment: segments.Segment, path: str, uid: int) -> _Lease:
+    def __new__(cls, segment: segments.Segment, path: str, uid: int) -> Self:  # noqa: ARG004  as __init__
         """Watch `segment`."""
         return super().__new__(cls, segment, _left)
 
@@ -77,10 +79,19 @@ class Membership:
         self.key = key
         self.control = control
         self.founder = founder
-        self._leases = leases
+        self._hold(leases)
         self._slot: tuple[int, int, segments.Segment] | None = None
         self._slot_lock = threading.Lock()
         self.block_prefix = os.path.join(control.directory, key.prefix)
+
+    def _hold(self, leases: tuple[segments.Segment, ...]) -> None:
+        """Take over leases; those before end with their last user.
+
+        An array over each keeps the cycle collector, which does not look into arrays, from taking a mapping for garbage: it
+        would call `_left` while the mapping is still there.
+        """
+        self._leases = leases
+        self._shields = [np.frombuffer(lease, np.uint8) for lease in leases]
 
     @property
     def is_owner(self) -> bool:
@@ -215,7 +226,8 @@ class Membership:
 
     def leave(self) -> None:
         """Stop taking part; what this process has attached stays valid."""
-        self._leases = ()
+        self._hold(())
+        self._slot = None
         if _joined.get(self.key) is self:
             del _joined[self.key]
 
@@ -226,7 +238,7 @@ class Membership:
         if not self._leases:
             return
         try:
-            self._leases = _take_leases(self.key, self.control)
+            self._hold(_take_leases(self.key, self.control))
         except (OSError, TimeoutError):
             # The store has ended meanwhile, or there is no descriptor. The inherited lease, shared with the parent, stays:
             # that can only make the store seem alive for longer.

@@ -13,12 +13,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from shmarray import arrays, blocks, locks, membership, trees
+from shmarray import arrays, blocks, contents, locks, membership, trees
 from shmarray._format import layouts
 from shmarray._format.handle import BlockKey
 from shmarray._os import futexes, segments
@@ -26,9 +25,12 @@ from shmarray.errors import CorruptBlockError
 from shmarray.guards import SLICE, Guard, guard_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shmarray.membership import Membership
 
 _WORD = np.dtype(np.int64)
+L = TypeVar("L", bound=locks.Lock)
 _KINDS: dict[str, Callable[[segments.Segment], Any]] = {
     "Lock": functools.partial(locks.over, locks.Lock),
     "RLock": functools.partial(locks.over, locks.RLock),
@@ -62,8 +64,8 @@ class SharedObject:
         dtype: np.dtype[Any] = _WORD,
     ) -> Self:
         """Make an object whose state is such an array, zero but for what `fill` writes into it before anyone sees it."""
-        layout = arrays.layout_of(dtype, shape)
-        return cls._over(arrays.create(member, name, [(dtype, layout)], fill=fill, kind=cls._kind))
+        layout = contents.layout_of(dtype, shape)
+        return cls._over(contents.create(member, name, [(dtype, layout)], fill=fill, kind=cls._kind))
 
     @classmethod
     def _over(cls, segment: segments.Segment) -> Self:
@@ -124,7 +126,7 @@ def seconds_to(deadline: float) -> float:
 
 
 def _segment_of(shared: SharedObject) -> segments.Segment:
-    segment = arrays.segment_of(shared._array)  # noqa: SLF001  one family
+    segment = contents.segment_of(shared._array)
     if segment is None:
         message = "a shared object lost its block"
         raise RuntimeError(message)
@@ -140,7 +142,7 @@ def _attach(cls: type[SharedObject], key: tuple[Any, ...]) -> SharedObject:
 
 
 def _check_kind(segment: segments.Segment, kind: str) -> None:
-    found = arrays.describe(segment).kind
+    found = contents.describe(segment).kind
     if found != kind:
         raise CorruptBlockError(
             f"{segment.tag.path} holds {found or 'an array'}, not {kind}",
@@ -151,7 +153,7 @@ def _check_kind(segment: segments.Segment, kind: str) -> None:
 
 def open_segment(segment: segments.Segment) -> Any:
     """Give what a block holds: an array, a tree, or a shared object."""
-    kind = arrays.describe(segment).kind
+    kind = contents.describe(segment).kind
     if kind is None:
         return trees.open_segment(segment)
     if kind not in _KINDS:
@@ -163,7 +165,7 @@ def open_segment(segment: segments.Segment) -> Any:
     return _KINDS[kind](segment)
 
 
-def create_lock(member: Membership, kind: type[locks.Lock], name: str | None) -> locks.Lock:
+def create_lock(member: Membership, kind: type[L], name: str | None) -> L:
     """Make a lock: a block without data, whose guard it is."""
     layout = layouts.Layout((0,), None, 0)
-    return locks.over(kind, arrays.create(member, name, [(np.dtype(np.uint8), layout)], kind=kind.__name__))
+    return locks.over(kind, contents.create(member, name, [(np.dtype(np.uint8), layout)], kind=kind.__name__))

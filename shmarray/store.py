@@ -14,29 +14,25 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from shmarray import arrays, blocks, census, exhaustion, membership, objects, trees
-from shmarray._format import layouts, names
+from shmarray import blocks, census, exhaustion, membership, objects
+from shmarray._format import names
 from shmarray._os import limits, segments
+from shmarray.constructors import Constructors
 from shmarray.errors import ArrayExistsError, ArrayNameError, ArrayNotFoundError
 from shmarray.guardian import launch
+from shmarray.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from numpy.typing import ArrayLike, DTypeLike
-
-    from shmarray.arrays import SharedArray
     from shmarray.census import Problem, StoreStats
     from shmarray.guardian.manager import GuardianManager
     from shmarray.membership import Membership
 
-    Order = Literal["C", "F"]
-    LikeOrder = Literal["C", "F", "A", "K"]
-
 _ON_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs"})
 
 
-class Store(MutableMapping[str, Any]):
+class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
     """A set of NumPy arrays in shared memory, used by many processes and freed exactly once.
 
     `Store()` opens a store that this process owns; `name` lets unrelated processes of the same user join it by
@@ -151,141 +147,6 @@ class Store(MutableMapping[str, Any]):
     def __hash__(self) -> int:
         """Hash by identity of the store."""
         return hash(self._member.key)
-
-    # -- making arrays -------------------------------------------------------------------------------------------------
-
-    def empty(self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None) -> SharedArray:
-        """Make an array without setting its elements; like `numpy.empty`. In fresh memory they are zero.
-
-        Raises `ShapeError`, `DTypeError`, `ArrayNameError`, `ArrayExistsError`, `StoreFullError`, `StoreClosedError`.
-
-        >>> import shmarray as sa
-        >>> with sa.Store() as store:
-        ...     store.empty((2, 3), "f4").shape
-        (2, 3)
-        """
-        return self._make(shape, dtype, order, name)
-
-    def zeros(self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None) -> SharedArray:
-        """Make an array of zeros; like `numpy.zeros`. Raises as `empty` does."""
-        return self._make(shape, dtype, order, name)
-
-    def ones(self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None) -> SharedArray:
-        """Make an array of ones; like `numpy.ones`. Raises as `empty` does."""
-        return self._make(shape, dtype, order, name, 1)
-
-    def full(
-        self, shape: Any, fill_value: Any, dtype: DTypeLike | None = None, order: Order = "C", *, name: str | None = None
-    ) -> SharedArray:
-        """Make an array filled with a value; like `numpy.full`. Raises as `empty` does."""
-        kind = np.asarray(fill_value).dtype if dtype is None else dtype
-        return self._make(shape, kind, order, name, fill_value)
-
-    def empty_like(
-        self,
-        prototype: ArrayLike,
-        dtype: DTypeLike | None = None,
-        order: LikeOrder = "K",
-        *,
-        shape: Any = None,
-        name: str | None = None,
-    ) -> SharedArray:
-        """Make an array with the shape, dtype and layout of another; like `numpy.empty_like`. Raises as `empty` does."""
-        return self._make_like(prototype, dtype, order, shape, name)
-
-    def zeros_like(
-        self,
-        a: ArrayLike,
-        dtype: DTypeLike | None = None,
-        order: LikeOrder = "K",
-        *,
-        shape: Any = None,
-        name: str | None = None,
-    ) -> SharedArray:
-        """Make an array of zeros like another; like `numpy.zeros_like`. Raises as `empty` does."""
-        return self._make_like(a, dtype, order, shape, name)
-
-    def ones_like(
-        self,
-        a: ArrayLike,
-        dtype: DTypeLike | None = None,
-        order: LikeOrder = "K",
-        *,
-        shape: Any = None,
-        name: str | None = None,
-    ) -> SharedArray:
-        """Make an array of ones like another; like `numpy.ones_like`. Raises as `empty` does."""
-        return self._make_like(a, dtype, order, shape, name, 1)
-
-    def full_like(
-        self,
-        a: ArrayLike,
-        fill_value: Any,
-        dtype: DTypeLike | None = None,
-        order: LikeOrder = "K",
-        *,
-        shape: Any = None,
-        name: str | None = None,
-    ) -> SharedArray:
-        """Make an array like another, filled with a value; like `numpy.full_like`. Raises as `empty` does."""
-        return self._make_like(a, dtype, order, shape, name, fill_value)
-
-    def _make_like(
-        self, prototype: ArrayLike, dtype: DTypeLike | None, order: LikeOrder, shape: Any, name: str | None, value: Any = None
-    ) -> SharedArray:
-        model = np.asarray(prototype)
-        lengths = layouts.check_shape(model.shape if shape is None else shape)
-        letter = _letter(order, "CFAK", "K")
-        if letter == "A":
-            letter = "F" if model.flags.fnc else "C"
-        if letter == "K" and len(lengths) == model.ndim:
-            axes: list[int] | str = layouts.axes_of(model.shape, model.strides)
-        else:
-            axes = "F" if letter == "F" else "C"
-        return self._make(lengths, model.dtype if dtype is None else dtype, axes, name, value)
-
-    def _make(
-        self, shape: Any, dtype: DTypeLike, order: list[int] | str, name: str | None, value: Any = None
-    ) -> SharedArray:
-        member = self._open()
-        if name is not None:
-            names.check(name)
-        kind, inner = arrays.element(np.dtype(dtype))
-        lengths = (*layouts.check_shape(shape), *inner)
-        if isinstance(order, str):
-            axes = None if _letter(order, "CF", "C") == "C" else list(reversed(range(len(lengths))))
-        else:
-            axes = order + list(range(len(order), len(lengths)))
-        layout = arrays.layout_of(kind, lengths, axes)
-
-        def fill(view: np.ndarray[Any, Any]) -> None:
-            np.copyto(view, value, casting="unsafe")
-
-        segment = arrays.create(member, name, [(kind, layout)], fill=None if value is None else fill)
-        return arrays.leaf(segment, 0)
-
-    def put(self, value: Any, *, name: str | None = None) -> Any:
-        """Copy an array into shared memory, or a nested dict, list, tuple, namedtuple or dataclass of arrays into one block.
-
-        An array (or anything `numpy.asarray` takes that is no such container) gives a `SharedArray` of the same dtype and
-        layout; a nested structure, with numbers, strings and None between the arrays, gives a `SharedTree`. Raises as `empty`
-        does, and `TypeError` for what cannot be shared.
-
-        >>> import numpy as np, shmarray as sa
-        >>> with sa.Store() as store:
-        ...     tree = store.put({"w": np.ones(3), "steps": 7})
-        ...     print(tree["w"].sum(), tree["steps"])
-        3.0 7
-        """
-        if name is not None:
-            names.check(name)
-        return self._put(value, name, replace=False)
-
-    def _put(self, value: Any, name: str | None, *, replace: bool) -> Any:
-        member = self._open()
-        if trees.is_tree(value):
-            return trees.put(member, value, name, replace=replace)
-        return arrays.put(member, value, name, replace=replace)
 
     # -- the mapping of named arrays -----------------------------------------------------------------------------------
 
@@ -402,21 +263,12 @@ def connect(name: str) -> Store:
     6
     """
     names.check(name, "a store")
-    return Store._connected(membership.join(membership.find(name)))  # noqa: SLF001  made for this
+    return Store._connected(membership.join(membership.find(name)))
 
 
 def _join(uid: int, store: int) -> Store:
     """Load a pickled store."""
-    return Store._connected(membership.join(names.StoreKey(uid, store)))  # noqa: SLF001  made for this
-
-
-def _letter(order: str | None, allowed: str, default: str) -> str:
-    """Read an `order` argument as NumPy does: any case, None for the default."""
-    letter = default if order is None else str(order).upper()
-    if letter not in allowed or len(letter) != 1:
-        message = f"order must be one of {', '.join(allowed)}, not {order!r}"
-        raise ValueError(message)
-    return letter
+    return Store._connected(membership.join(names.StoreKey(uid, store)))
 
 
 def _check_capacity(capacity: object) -> int | None:

@@ -262,7 +262,7 @@ class Condition(objects.SharedObject):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a handle, with that of a lock of its own."""
         attach, arguments = super().__reduce__()
-        own = self._lock._guard is self._guard  # noqa: SLF001  one family
+        own = self._lock._guard is self._guard
         return (attach, arguments) if own else (_attach_condition, (attach, arguments, self._lock))
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as in multiprocessing
@@ -282,7 +282,7 @@ class Condition(objects.SharedObject):
         self._lock.release()
 
     def _require_lock(self) -> None:
-        if self._lock._guard.owner != get_ident():  # noqa: SLF001  one family
+        if self._lock._guard.owner != get_ident():
             raise GuardError("the lock of this condition is not held by this thread", remedy="Use `with condition:` around it.")
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -297,11 +297,11 @@ class Condition(objects.SharedObject):
         try:
             while True:
                 turn = words[self._turn]
-                depth = self._lock._leave_all()  # noqa: SLF001  one family
+                depth = self._lock._leave_all()
                 try:
                     in_time = self._wait_change(self._turn, turn, deadline)
                 finally:
-                    self._lock._enter_all(depth)  # noqa: SLF001  one family
+                    self._lock._enter_all(depth)
                 if words[self._tokens] and ticket < words[self._limit]:
                     words[self._tokens] -= 1
                     return True
@@ -345,7 +345,7 @@ class Condition(objects.SharedObject):
 
 def _attach_condition(attach: Callable[..., Condition], arguments: tuple[Any, ...], lock: Lock) -> Condition:
     condition = attach(*arguments)
-    condition._lock = lock  # noqa: SLF001  one family
+    condition._lock = lock
     return condition
 
 
@@ -518,5 +518,5 @@ def _attach_barrier(
     attach: Callable[..., Barrier], arguments: tuple[Any, ...], action: Callable[[], Any] | None, timeout: float | None
 ) -> Barrier:
     barrier = attach(*arguments)
-    barrier._action, barrier._timeout = action, timeout  # noqa: SLF001  one family
+    barrier._action, barrier._timeout = action, timeout
     return barrier

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from shmarray import arrays, blocks, membership
+from shmarray import arrays, blocks, contents, membership
 from shmarray._format import trees as form
 from shmarray._format.handle import BlockKey
 from shmarray.guards import guard_of
@@ -29,7 +29,8 @@ class SharedTree:
     """A nested structure of arrays in one block, read lazily; its handle is small however many leaves there are.
 
     Like the outermost container it stands for, a read-only `Mapping` (dict, dataclass) or `Sequence` (list, tuple,
-    namedtuple); fields of a namedtuple or dataclass are attributes too. Leaves become `SharedArray`s when touched: they may
+    namedtuple); fields of a namedtuple or dataclass are attributes too, but for those called like a method or property of the
+    tree itself (`values`, `name`, ...), which only `tree["values"]` reaches. Leaves become `SharedArray`s when touched: they may
     be written, the structure may not. Made by `store.put`; lives and pickles as a `SharedArray` does.
 
     >>> import numpy as np, shmarray as sa
@@ -161,7 +162,7 @@ class SharedSequence(SharedTree, Sequence[Any]):
 
 
 def _segment_of(root: np.ndarray[Any, Any]) -> segments.Segment:
-    segment = arrays.segment_of(root)
+    segment = contents.segment_of(root)
     if segment is None:
         message = "the memory of a tree is not a block"
         raise RuntimeError(message)
@@ -182,7 +183,7 @@ def _view(root: np.ndarray[Any, Any], node: form.Node, path: tuple[Any, ...]) ->
         array = _leaf(root, node.leaf)
         return array if node.kind == "array" else array[()]
     kind = SharedMapping if node.kind in ("dict", "OrderedDict", "dataclass") else SharedSequence
-    return kind._over(root, node, path)  # noqa: SLF001  made for this
+    return kind._over(root, node, path)
 
 
 def is_tree(value: object) -> bool:
@@ -193,38 +194,38 @@ def is_tree(value: object) -> bool:
 
 
 def put(member: Membership, value: Any, name: str | None, *, replace: bool = False) -> Any:
-    """Copy a nested structure into one new block. Raises as `_format.trees.flatten` and `arrays.create` do."""
+    """Copy a nested structure into one new block. Raises as `_format.trees.flatten` and `contents.create` do."""
     description, leaves = form.flatten(value.unflatten() if isinstance(value, SharedTree) else value)
-    contents = [(leaf.dtype, arrays.layout_like(leaf)) for leaf in leaves]
-    segment = arrays.create(member, name, contents, sources=leaves, tree=description, replace=replace)
+    laid_out = [(leaf.dtype, contents.layout_like(leaf)) for leaf in leaves]
+    segment = contents.create(member, name, laid_out, sources=leaves, tree=description, replace=replace)
     return open_segment(segment)
 
 
 def open_segment(segment: segments.Segment) -> Any:
     """Give what a block holds: a `SharedArray`, or a `SharedTree`. Raises `CorruptBlockError`."""
-    description = arrays.describe(segment)
+    description = contents.describe(segment)
     if description.tree is None:
         return arrays.leaf(segment, 0)
     try:
-        return _view(arrays.root_of(segment), form.root(description.tree), ())
+        return _view(contents.root_of(segment), form.root(description.tree), ())
     except ValueError as error:
         _refuse(segment, error)
 
 
 def _refuse(segment: segments.Segment, error: Exception) -> NoReturn:
-    raise arrays.undescribed(segment.tag, error) from None
+    raise contents.undescribed(segment.tag, error) from None
 
 
 def _attach(key: tuple[Any, ...], path: tuple[Any, ...]) -> Any:
     """Load a handle of a tree or of a part of one."""
     block_key = BlockKey(*key)
     segment = blocks.attach(membership.join(block_key.store_key), block_key)
-    description = arrays.describe(segment)
+    description = contents.describe(segment)
     try:
         node = form.root(description.tree)
         for step in path:
             node = node.child(step)
-        return _view(arrays.root_of(segment), node, tuple(path))
+        return _view(contents.root_of(segment), node, tuple(path))
     except (ValueError, KeyError, IndexError) as error:
         _refuse(segment, error)
 

@@ -52,7 +52,7 @@ class _Synchronized(objects.SharedObject):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a handle, with that of a lock of its own choice."""
         attach, arguments = super().__reduce__()
-        own = self._lock._guard is self._guard  # noqa: SLF001  one family
+        own = self._lock._guard is self._guard
         return (attach, arguments) if own else (_attach_locked, (attach, arguments, self._lock))
 
     def get_lock(self) -> Lock:
@@ -82,7 +82,7 @@ class _Synchronized(objects.SharedObject):
 
 def _attach_locked(attach: Callable[..., _Synchronized], arguments: tuple[Any, ...], lock: Lock) -> _Synchronized:
     synchronized = attach(*arguments)
-    synchronized._lock = lock  # noqa: SLF001  one family
+    synchronized._lock = lock
     return synchronized
 
 

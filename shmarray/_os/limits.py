@@ -38,7 +38,7 @@ def file_system(directory: str) -> str:
             for line in file:
                 left, _, right = line.partition(" - ")
                 point = left.split()[4].encode().decode("unicode_escape")
-                inside = point == "/" or real == point or real.startswith(point + "/")
+                inside = point in ("/", real) or real.startswith(point + "/")
                 if inside and len(point) >= len(best):
                     best, kind = point, right.split()[0]
     except OSError:

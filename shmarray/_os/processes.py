@@ -8,9 +8,10 @@ Must not know: why anyone asks. Doubt means alive.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Identity(NamedTuple):

@@ -149,26 +149,27 @@ def what_stays(found: Survey, *, foreseen: bool = False) -> list[Left]:
     """List what is not in order and had to stay. With `foreseen`, what may be removed is taken for removed."""
     left = []
     for store in found.stores:
-        is_done = store.removable and foreseen
-        if store.state == "open" or is_done:
-            damaged = [block for block in store.blocks if block.state == "damaged"]
-            if store.state != "leftover":
-                left += [_left_block(block, store) for block in damaged]
-        elif not (store.state in ("closed", "dead") and store.guardian and store.guardian.alive):
-            # A guardian that is at its work removes it without us.
+        if store.state == "open" or (store.state == "orphan" and store.removable):
+            left += [_left_block(block, store) for block in store.blocks if block.state == "damaged"]
+        elif not (store.removable and foreseen) and not _is_ending(store):
             left.append(_left_store(store, found))
     return left + [_left_file(stray.file, stray.bytes, stray.reason) for stray in found.strays]
 
 
+def _is_ending(store: Store) -> bool:
+    """Whether a guardian is at its work: then the store goes without us."""
+    return store.state in ("closed", "dead") and store.guardian is not None and store.guardian.alive is True
+
+
 def _left_block(block: Block, store: Store) -> Left:
-    remedy = f"Look at the file, and remove it: rm {table.quote(block.file)}"
+    remedy = f"It is not proven to be ours. If you know what it is: rm -r {table.quote(block.file)}"
     if store.state == "open" and block.name is not None:
         remedy = f"Delete the array: del store[{block.name!r}]"
     return Left("block", store.id, store.name, block.file, 1, block.file_bytes, block.reason or "", remedy)
 
 
 def _left_file(file: str, size: int, reason: str) -> Left:
-    remedy = f"It is not ours to remove. If you know what it is: rm -r {table.quote(file)}"
+    remedy = f"It is not proven to be ours. If you know what it is: rm -r {table.quote(file)}"
     return Left("file", None, None, file, 0, size, reason, remedy)
 
 

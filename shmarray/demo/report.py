@@ -34,6 +34,7 @@ class Outcome(NamedTuple):
     """All that came of a run; `left` lists what remained of the store in shared memory under names like `files`."""
 
     source: str
+    path: str
     key: str | None
     is_map: bool
     task: Task
@@ -147,7 +148,7 @@ def _table(pickled: Cost, shared: Cost) -> list[str]:
         ("in all", f"{pickled.seconds:.2f} s", f"{shared.seconds:.2f} s", faster),
         ("copied to the workers", size(pickled.sent), size(shared.sent), ""),
         ("copied back", size(pickled.returned), size(shared.returned), ""),
-        ("memory of all processes", size(pickled.added), size(shared.added), less),
+        ("memory, all processes", size(pickled.added), size(shared.added), less),
     ]
     return [f"  {label:<24}{one:>12}{other:>12}{remark}".rstrip() for label, one, other, remark in cells]
 
@@ -156,8 +157,8 @@ def _picture(outcome: Outcome) -> str:
     picture = outcome.picture
     wide, high = picture.pixels
     shown = (picture.rows, picture.columns)
-    part = "the whole grid" if shown == outcome.task.shape else f"its top left {shown[0]} x {shown[1]} cells"
-    sparse = f", every {picture.stride}th cell each way" if picture.stride > 1 else ""
+    part = "the whole grid" if shown == outcome.task.shape else f"the top left {shown[0]} x {shown[1]} cells"
+    sparse = f", one cell in {picture.stride} each way" if picture.stride > 1 else ""
     return f"{clean(picture.path)}, {wide} x {high} pixels: {part}{sparse}"
 
 
@@ -177,7 +178,7 @@ def for_programs(outcome: Outcome) -> dict[str, Any]:
     width, height = picture.pixels
     return {
         "source": {
-            "path": outcome.source,
+            "path": outcome.path,
             "key": outcome.key,
             "shape": list(task.model.shape),
             "dtype": task.model.dtype.str,

@@ -134,6 +134,7 @@ def _run(options: argparse.Namespace, ctrl_c: Interrupts) -> int:
     _write(options.output, encoded)
     outcome = report.Outcome(
         source=options.file or "Jacksboro fault, Tennessee",
+        path=path,
         key=grid.key,
         is_map=grid.is_map,
         task=task,

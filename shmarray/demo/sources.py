@@ -11,6 +11,7 @@ from __future__ import annotations
 import lzma
 import math
 import os
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -33,7 +34,10 @@ _NPY = b"\x93NUMPY"
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # with members, and without
 _SMALL = frozenset({"int8", "uint8", "int16", "uint16", "float32"})  # kept: float32 holds each of their values
 # What numpy.load and the modules below it raise for bytes that are not what they claim to be.
-_DAMAGE = (ValueError, EOFError, KeyError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_DAMAGE = (
+    *(ValueError, EOFError, KeyError, OverflowError, RuntimeError, SyntaxError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 class GridError(ValueError):
@@ -197,4 +201,4 @@ def _small(array: NDArray[Any], known: NDArray[np.bool_]) -> NDArray[Any]:
     wide = array.astype(np.longdouble if kind.kind != "f" or kind.itemsize > np.dtype(float).itemsize else float)
     with np.errstate(over="ignore", invalid="ignore"):
         wide -= wide[known].min()
-        return wide.astype(np.float32)
+        return wide.astype(np.float32, order="C")

@@ -30,7 +30,7 @@ class GuardianManager(SharedMemoryManager, SyncManager):
 
 
 # A registry of our own: the base classes share theirs, and whoever registers a type with one would change ours.
-GuardianManager._registry = dict(SyncManager._registry)  # type: ignore[attr-defined]  # noqa: SLF001
+GuardianManager._registry = dict(SyncManager._registry)  # type: ignore[attr-defined]
 
 
 def address(key: StoreKey) -> str:
@@ -43,6 +43,6 @@ def serve(where: str, key: str) -> Any:
     server: Server = GuardianManager(where, bytes.fromhex(key)).get_server()
     # What Server.serve_forever does, without taking this thread and without waking up every second.
     server.stop_event = threading.Event()  # type: ignore[attr-defined]
-    process.current_process()._manager_server = server  # type: ignore[attr-defined]  # noqa: SLF001
+    process.current_process()._manager_server = server  # type: ignore[attr-defined]
     threading.Thread(target=server.accepter, daemon=True).start()
     return server

@@ -10,7 +10,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shmarray import arrays, blocks
+from shmarray import blocks, contents
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import segments
@@ -116,7 +116,7 @@ class Reader:
 
     def _described(self, block: Block, kind: str, head: form.Header) -> Block:
         """Add what the header says; raises `ValueError` if it is that of another block."""
-        content = arrays.decode(head.meta)
+        content = contents.decode(head.meta)
         anonymous = f"{names.ANONYMOUS}{head.block:016x}"
         expected = anonymous if content.name is None else names.NAMED + names.encode(content.name)
         if f"{head.store:016x}" != self._store.id or kind != expected:

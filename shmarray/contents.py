@@ -1,0 +1,189 @@
+"""What a block holds, in NumPy's terms.
+
+Owns: describing arrays so that a block tells what it holds, laying new ones out, filling a block with them, and finding the
+block behind any view.
+Must not know: `SharedArray`, handles.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+
+from shmarray import drafts
+from shmarray._format import layouts, names
+from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
+from shmarray._os import segments
+from shmarray.errors import CorruptBlockError, ShmArrayError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shmarray.blocks import Block
+    from shmarray.membership import Membership
+
+
+class Description(NamedTuple):
+    """What a block holds: arrays one behind the other.
+
+    If they are the leaves of a tree, `tree` is its description; if the block is the state of another shared object, `kind` says
+    of which.
+    """
+
+    name: str | None
+    leaves: list[tuple[np.dtype[Any], layouts.Layout]]
+    tree: Any
+    kind: str | None = None
+
+
+def segment_of(array: np.ndarray[Any, Any]) -> segments.Segment | None:
+    """Find the block behind a view, of whatever array type; None if it is private memory."""
+    base: Any = array.base
+    while type(base) is not memoryview:
+        # Arrays, and what stride tricks of NumPy put between them.
+        base = getattr(base, "base", None)
+        if base is None:
+            return None
+    return base.obj if type(base.obj) is segments.Segment else None
+
+
+def block_of(array: np.ndarray[Any, Any]) -> Block | None:
+    """Tell which block a view is in; None if it is private memory."""
+    segment = segment_of(array)
+    return None if segment is None else cast("Block", segment.tag)
+
+
+def root_of(segment: segments.Segment) -> np.ndarray[Any, Any]:
+    """All data of a block as bytes; holds an export, so the mapping cannot end before it does."""
+    block: Block = segment.tag
+    return np.frombuffer(segment, np.uint8, block.nbytes) if block.nbytes else np.frombuffer(segment, np.uint8)[:0]
+
+
+def describe(segment: segments.Segment) -> Description:
+    """Decode what a block holds; kept with the block. Raises `CorruptBlockError`."""
+    block: Block = segment.tag
+    known = block.cache.get("description")
+    if known is None:
+        try:
+            known = decode(block.meta)
+            if known.name != block.key.name:
+                message = f"its header says that it is {known.name!r}"
+                raise ValueError(message)
+        except (ValueError, TypeError, KeyError, IndexError, ShmArrayError) as error:
+            raise undescribed(block, error) from None
+        block.cache["description"] = known
+    return cast("Description", known)
+
+
+def decode(meta: bytes) -> Description:
+    """Decode the description of a block; raises `ValueError` or one of its kin when it is none."""
+    fields = json.loads(meta)
+    leaves = []
+    for dtype, shape, strides, offset in fields["leaves"]:
+        kind = decode_dtype(dtype)
+        lengths = layouts.check_shape(shape)
+        size = layouts.nbytes(lengths, kind.itemsize)
+        steps = None if strides is None else tuple(int(step) for step in strides)
+        leaves.append((kind, layouts.Layout(lengths, steps, size, int(offset))))
+    name = fields["name"]
+    if name is not None:
+        names.check(name)
+    return Description(name, leaves, fields["tree"], fields.get("kind"))
+
+
+def undescribed(block: Block, error: Exception) -> CorruptBlockError:
+    """Describe a block whose checksum is right and whose description still makes no sense."""
+    return CorruptBlockError(
+        f"{block.path} cannot be attached: its description is not one ({error})",
+        remedy="It was written by another version or by something else; delete the array.",
+        path=block.path,
+        reason=str(error),
+    )
+
+
+def element(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Read a dtype as NumPy's constructors do: a sub-array lengthens the shape, a text of no length gets one character."""
+    inner: tuple[int, ...] = ()
+    while dtype.subdtype is not None:
+        dtype, more = dtype.subdtype
+        inner += more
+    if dtype.itemsize == 0 and dtype.kind in "SU":
+        dtype = np.dtype(f"{dtype.str[0]}{dtype.kind}1")
+    return dtype, inner
+
+
+def layout_of(dtype: np.dtype[Any], shape: object, axes: Sequence[int] | None = None) -> layouts.Layout:
+    """Lay out a new array; `axes` is its axis order in memory, None for C order. Raises `DTypeError`, `ShapeError`."""
+    check_dtype(dtype)
+    lengths = layouts.check_shape(shape)
+    size = layouts.nbytes(lengths, dtype.itemsize)
+    strides = None if axes is None else layouts.strides(lengths, dtype.itemsize, axes)
+    return layouts.Layout(lengths, strides, size)
+
+
+def layout_like(array: np.ndarray[Any, Any]) -> layouts.Layout:
+    """Lay out a copy of an array with its axis order in memory kept. Raises `DTypeError`."""
+    axes = None if array.flags.c_contiguous else layouts.axes_of(array.shape, array.strides)
+    return layout_of(array.dtype, array.shape, axes)
+
+
+def create(
+    member: Membership,
+    name: str | None,
+    contents: list[tuple[np.dtype[Any], layouts.Layout]],
+    *,
+    fill: Callable[[np.ndarray[Any, Any]], None] | None = None,
+    sources: list[np.ndarray[Any, Any]] | None = None,
+    tree: Any = None,
+    kind: str | None = None,
+    replace: bool = False,
+) -> segments.Segment:
+    """Make a block with these arrays, filled before anyone can see it: by `fill`, or copied from `sources`.
+
+    Raises as `drafts.Draft` and its `publish` do.
+    """
+    placed, size = layouts.place(layout for _, layout in contents)
+    leaves = [
+        [encode_dtype(dtype), layout.shape, layout.strides, layout.offset]
+        for (dtype, _), layout in zip(contents, placed, strict=True)
+    ]
+    description = {"name": name, "leaves": leaves, "tree": tree} | ({} if kind is None else {"kind": kind})
+    meta = json.dumps(description, separators=(",", ":")).encode()
+    total = size if len(placed) != 1 else placed[0].nbytes
+    # Dense sources are written by system call: that reserves as it goes and takes no page fault.
+    written = sources is not None and all(source.flags.forc for source in sources)
+    with drafts.Draft(member, total, meta, reserve=not written) as draft:
+        if written and sources is not None:
+            for source, layout in zip(sources, placed, strict=True):
+                draft.write(_bytes_of(source), layout.offset)
+        segment = draft.map(name)
+        if not written:
+            for index, ((dtype, _), layout) in enumerate(zip(contents, placed, strict=True)):
+                view = np.ndarray(layout.shape, dtype, root_of(segment), layout.offset, layout.strides)
+                if sources is not None:
+                    np.copyto(view, sources[index], casting="no")
+                elif fill is not None:
+                    fill(view)
+        draft.publish(segment, replace=replace)
+    return segment
+
+
+def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
+    """View the memory of a dense array as bytes, in the order in which it lies there."""
+    flat = array.reshape(-1) if array.flags.c_contiguous else array.T.reshape(-1)
+    return flat.view(np.uint8).data if array.nbytes else memoryview(b"")
+
+
+def plain(value: Any) -> np.ndarray[Any, Any]:
+    """Make an ndarray of what a user gave; raises `TypeError` for a masked array, whose mask would be lost."""
+    masked = sys.modules.get("numpy.ma")  # NumPy loads it late; without it nobody has a masked array
+    if masked is not None and isinstance(value, masked.MaskedArray):
+        message = (
+            "a masked array cannot be put whole: its mask would be lost\n"
+            'Put both: store.put({"data": a.data, "mask": numpy.ma.getmaskarray(a)}).'
+        )
+        raise TypeError(message)
+    return np.asarray(value)

@@ -1,0 +1,79 @@
+"""The vocabulary of `multiprocessing`, as methods of a store.
+
+Owns: the factory methods `Lock`, `RLock`, `Semaphore`, `BoundedSemaphore`, `Event`, `Condition`, `Barrier`, `Value`, `Array`.
+Must not know: how any of them works.
+
+Everything made here is freed with the store at the latest, travels through any queue or argument under every start method,
+and may have a name by which other processes of the store find it: `store["name"]`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shmarray import locks, objects, sync, values
+from shmarray._format import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shmarray.membership import Membership
+
+
+class Vocabulary:
+    """The part of `Store` that makes what `multiprocessing` makes."""
+
+    def _open(self) -> Membership:
+        """Give the membership of an open store."""
+        raise NotImplementedError
+
+    def Lock(self, *, name: str | None = None) -> locks.Lock:  # noqa: N802  as in multiprocessing
+        """Make a lock that survives the death of its holder; see `shmarray.locks.Lock`."""
+        return objects.create_lock(self._open(), locks.Lock, _checked(name))
+
+    def RLock(self, *, name: str | None = None) -> locks.RLock:  # noqa: N802  as in multiprocessing
+        """Make a re-entrant lock; see `shmarray.locks.RLock`."""
+        return objects.create_lock(self._open(), locks.RLock, _checked(name))
+
+    def Semaphore(self, value: int = 1, *, name: str | None = None) -> sync.Semaphore:  # noqa: N802  as in multiprocessing
+        """Make a semaphore with `value` permits; see `shmarray.sync.Semaphore`."""
+        return sync.Semaphore.make(self._open(), value, _checked(name))
+
+    def BoundedSemaphore(self, value: int = 1, *, name: str | None = None) -> sync.BoundedSemaphore:  # noqa: N802
+        """Make a semaphore that cannot be released more often than it was acquired."""
+        return sync.BoundedSemaphore.make(self._open(), value, _checked(name))
+
+    def Event(self, *, name: str | None = None) -> sync.Event:  # noqa: N802  as in multiprocessing
+        """Make an event that is not set; see `shmarray.sync.Event`."""
+        return sync.Event.make(self._open(), _checked(name))
+
+    def Condition(self, lock: locks.Lock | None = None, *, name: str | None = None) -> sync.Condition:  # noqa: N802
+        """Make a condition of a lock of a store, by default of an `RLock` of its own; see `shmarray.sync.Condition`."""
+        return sync.Condition.make(self._open(), lock, _checked(name))
+
+    def Barrier(  # noqa: N802  as in multiprocessing
+        self,
+        parties: int,
+        action: Callable[[], Any] | None = None,
+        timeout: float | None = None,
+        *,
+        name: str | None = None,
+    ) -> sync.Barrier:
+        """Make a barrier for `parties`; see `shmarray.sync.Barrier`."""
+        return sync.Barrier.make(self._open(), parties, action, timeout, _checked(name))
+
+    def Value(  # noqa: N802  as in multiprocessing
+        self, typecode_or_type: Any, init: Any = 0, *, lock: locks.Lock | None = None, name: str | None = None
+    ) -> values.Value:
+        """Make a value of a type code, ctypes type or dtype; see `shmarray.values.Value`."""
+        return values.Value.make(self._open(), typecode_or_type, init, lock, _checked(name))
+
+    def Array(  # noqa: N802  as in multiprocessing
+        self, typecode_or_type: Any, size_or_initializer: Any, *, lock: locks.Lock | None = None, name: str | None = None
+    ) -> values.Array:
+        """Make an array of that many zeros, or of what an iterable gives; see `shmarray.values.Array`."""
+        return values.Array.make(self._open(), typecode_or_type, size_or_initializer, lock, _checked(name))
+
+
+def _checked(name: str | None) -> str | None:
+    return None if name is None else names.check(name)
