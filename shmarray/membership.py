@@ -217,12 +217,15 @@ class Membership:
         try:
             fd = segments.open_existing(reaper.control_path(self.key))
         except FileNotFoundError:
-            return
-        try:
-            reaper.release_name(fd, self.key.uid, self.control.name)
-        finally:
-            segments.close(fd)
+            pass  # removed by hand; the blocks are ours all the same
+        else:
+            try:
+                reaper.release_name(fd, self.key.uid, self.control.name)
+            finally:
+                segments.close(fd)
         reaper.remove_blocks(self.control.directory, self.key)
+        if not segments.exists(reaper.control_path(self.key)) and self.control.directory != segments.SHM_DIRECTORY:
+            segments.unlink(reaper.claim_path(self.control.directory, self.key))
 
     def leave(self) -> None:
         """Stop taking part; what this process has attached stays valid."""
@@ -292,15 +295,24 @@ def found(name: str | None, directory: str, capacity: int | None, guard: str = "
         guard=guard,
     )
     path = reaper.control_path(key)
-    leases = [_make(segments.SHM_DIRECTORY, names.draft(key, os.urandom(8).hex()), layout.pack(control), path, uid, owner=True)]
-    if directory != segments.SHM_DIRECTORY:
-        claim = reaper.claim_path(directory, key)
-        leases.append(_make(directory, names.draft(key, os.urandom(8).hex()), bytes(_CLAIM_SIZE), claim, uid, owner=False))
-    if name is not None:
-        _claim_name(path, uid, name)
-    membership = Membership(key, control, tuple(leases), founder=os.getpid())
+    leases: list[segments.Segment] = []
+    try:
+        leases.append(_make(segments.SHM_DIRECTORY, names.draft(key, _token()), layout.pack(control), path, uid, owner=True))
+        if directory != segments.SHM_DIRECTORY:
+            claim = reaper.claim_path(directory, key)
+            leases.append(_make(directory, names.draft(key, _token()), bytes(_CLAIM_SIZE), claim, uid, owner=False))
+        if name is not None:
+            _claim_name(path, uid, name)
+        membership = Membership(key, control, tuple(leases), founder=os.getpid())
+    except BaseException:
+        leases.clear()  # the traceback keeps this frame: what was founded ends now and not with the exception
+        raise
     _joined[key] = membership
     return membership
+
+
+def _token() -> str:
+    return os.urandom(8).hex()
 
 
 def _make(directory: str, fallback: str, content: bytes, path: str, uid: int, *, owner: bool) -> segments.Segment:

@@ -27,7 +27,7 @@ _PIDS = 3
 _SHORTEST_ID = 4
 _COLUMNS = (
     Column("NAME", least=10),
-    Column("KIND", drop=4),
+    Column("KIND", least=7, drop=4),
     Column("SHAPE", least=9, drop=2),
     Column("DTYPE", least=7, drop=1),
     Column("SIZE", right=True),

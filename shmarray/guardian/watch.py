@@ -59,6 +59,10 @@ class Guard:
     def sweep(self) -> bool:
         """Remove what may be removed now; true when the store is gone and the guardian's work done."""
         if segments.status(self.fd).st_nlink == 0:
+            # Finished by the last participant; or removed by hand, and then the owner's death still has to be waited for.
+            if self.state() == layout.OPEN and flocks.is_marked(self.fd, layout.OWNER_MARK):
+                return False
+            reaper.remove_blocks(self.control.directory, self.key)
             return True
         if self.state() == layout.OPEN and not flocks.is_marked(self.fd, layout.OWNER_MARK):
             # The owner's process may go on while the owner has gone: it has called exec.

@@ -128,7 +128,7 @@ class Reader:
         block = replace(
             block,
             state="dead" if deleted else "live",
-            kind="array" if content.tree is None else "tree",
+            kind=str(content.kind or ("array" if content.tree is None else "tree")),
             name=content.name,
             arrays=len(content.leaves),
             bytes=head.nbytes,
@@ -136,7 +136,7 @@ class Reader:
             age=max(0.0, self._now - head.born / 1e9),
             reason="it was deleted, and its name stayed" if deleted else None,
         )
-        if content.tree is not None:
+        if block.kind != "array":
             return block
         dtype, place = content.leaves[0]
         return replace(block, shape=place.shape, dtype=str(dtype))

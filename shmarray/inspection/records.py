@@ -38,9 +38,9 @@ class Process:
 class Block:
     """One block: sizes in bytes, `age` in seconds, `holders` the pids that map it now.
 
-    `kind` is "array", "tree", "draft" (being made), "handle" (its block is deleted) or "unknown". `arrays` counts the
-    arrays of a tree, `unclaimed` the handles in flight; `bytes` is the data, `file_bytes` what it takes. `reason`
-    explains a state that is not live.
+    `kind` is "array", "tree", what the store calls another object ("Lock", "Event", ...), "draft" (being made), "handle"
+    (its block is deleted) or "unknown". `arrays` counts the arrays of a tree, `unclaimed` the handles in flight; `bytes`
+    is the data, `file_bytes` what it takes. `reason` explains a state that is not live.
     """
 
     file: str
