@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 _SHOWN = 5
+_STEP = 1024
 _SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILES = (errno.EMFILE, errno.ENFILE)
 
@@ -42,9 +43,9 @@ def size_text(nbytes: int) -> str:
     """
     amount = float(nbytes)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if amount < 1024:
+        if amount < _STEP:
             return f"{nbytes} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
-        amount /= 1024
+        amount /= _STEP
     return f"{amount:.1f} TiB"
 
 

@@ -231,7 +231,7 @@ class RLock(Lock):
         self._guard.release()
         return depth
 
-    def _enter_all(self, depth: int) -> None:  # noqa: ARG002  as RLock does
+    def _enter_all(self, depth: int) -> None:
         self._guard.acquire(self._root)
         self._guard.depth = depth
 

@@ -1,6 +1,6 @@
 """Taking part in a store.
 
-Owns: the control file of a store while this process takes part in it: founding, joining, leaving, closing; the lease that
+Owns: the control file of a store while this process takes part in it: joining, leaving, closing; the lease that
 says "this process is alive"; which stores this process takes part in. *Locked = alive*: a process takes part exactly as long
 as it maps the control file, and the kernel ends that with the process.
 Must not know: blocks.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Self
 
@@ -24,12 +23,12 @@ from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format.header import DamagedError
 from shmarray._os import flocks, processes, segments, words
-from shmarray.errors import CorruptBlockError, StoreClosedError, StoreExistsError, StoreNotFoundError
+from shmarray.errors import CorruptBlockError, StoreClosedError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_CLAIM_SIZE = 4096
+CLAIM_SIZE = 4096
 NOT_A_FILE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR)
 _joined: weakref.WeakValueDictionary[names.StoreKey, Membership] = weakref.WeakValueDictionary()
 _pins: dict[int, _Lease] = {}
@@ -62,7 +61,7 @@ def _left(lease: weakref.ref[segments.Segment]) -> None:
             return  # the guardian, the next store or `shmarray gc` does it: nothing here may raise
 
 
-def _lease(fd: int, size: int, path: str, uid: int) -> segments.Segment:
+def lease(fd: int, size: int, path: str, uid: int) -> segments.Segment:
     """Map a file whose lease `fd` has taken, and watch the mapping's end."""
     segment = segments.map_shared(fd, size)
     _Lease(segment, path, uid)
@@ -227,6 +226,10 @@ class Membership:
         if not segments.exists(reaper.control_path(self.key)) and self.control.directory != segments.SHM_DIRECTORY:
             segments.unlink(reaper.claim_path(self.control.directory, self.key))
 
+    def enter(self) -> None:
+        """Be the one by which this process takes part."""
+        _joined[self.key] = self
+
     def leave(self) -> None:
         """Stop taking part; what this process has attached stays valid."""
         self._hold(())
@@ -251,7 +254,7 @@ class Membership:
 def _take_leases(key: names.StoreKey, control: layout.Control) -> tuple[segments.Segment, ...]:
     paths = [(reaper.control_path(key), layout.SIZE)]
     if control.directory != segments.SHM_DIRECTORY:
-        paths.append((reaper.claim_path(control.directory, key), _CLAIM_SIZE))
+        paths.append((reaper.claim_path(control.directory, key), CLAIM_SIZE))
     return tuple(_take_lease(path, size, key.uid) for path, size in paths)
 
 
@@ -262,7 +265,7 @@ def _take_lease(path: str, size: int, uid: int) -> segments.Segment:
         if segments.status(fd).st_nlink == 0:
             raise FileNotFoundError(path)
         # The mapping ends with this process; the control file is what a last look has to be taken at.
-        return _lease(fd, size, path if path.endswith(names.CONTROL) else "", uid)
+        return lease(fd, size, path if path.endswith(names.CONTROL) else "", uid)
     finally:
         segments.close(fd)
 
@@ -275,100 +278,7 @@ def _rejoin_all() -> None:
 processes.after_fork_in_child(_rejoin_all)
 
 
-def found(name: str | None, directory: str, capacity: int | None, guard: str = "robust") -> Membership:
-    """Open a store as its owner; first removes what dead stores of this user left.
-
-    Raises `StoreExistsError` when a store of that name is alive.
-    """
-    uid = os.geteuid()
-    reaper.collect(uid, directory)
-    key = names.StoreKey(uid, int.from_bytes(os.urandom(8), "little"))
-    control = layout.Control(
-        store=key.store,
-        name=name,
-        directory=directory,
-        capacity=capacity,
-        owner=processes.me(),
-        boot=processes.boot_id(),
-        born=time.time_ns(),
-        key=os.urandom(16).hex(),
-        guard=guard,
-    )
-    path = reaper.control_path(key)
-    leases: list[segments.Segment] = []
-    try:
-        leases.append(_make(segments.SHM_DIRECTORY, names.draft(key, _token()), layout.pack(control), path, uid, owner=True))
-        if directory != segments.SHM_DIRECTORY:
-            claim = reaper.claim_path(directory, key)
-            leases.append(_make(directory, names.draft(key, _token()), bytes(_CLAIM_SIZE), claim, uid, owner=False))
-        if name is not None:
-            _claim_name(path, uid, name)
-        membership = Membership(key, control, tuple(leases), founder=os.getpid())
-    except BaseException:
-        leases.clear()  # the traceback keeps this frame: what was founded ends now and not with the exception
-        raise
-    _joined[key] = membership
-    return membership
-
-
-def _token() -> str:
-    return os.urandom(8).hex()
-
-
-def _make(directory: str, fallback: str, content: bytes, path: str, uid: int, *, owner: bool) -> segments.Segment:
-    """Make a control file or claim that is complete and locked before it has a name."""
-    fd, temporary = segments.create_leased(directory, fallback)
-    try:
-        if owner:
-            flocks.mark(fd, layout.OWNER_MARK)
-        segments.write(fd, content, 0)
-        segment = _lease(fd, len(content), path if owner else "", uid)
-        segments.publish(fd, path, temporary)
-    except BaseException:
-        if temporary is not None:
-            segments.unlink(temporary)
-        raise
-    finally:
-        segments.close(fd)
-    return segment
-
-
-def _claim_name(path: str, uid: int, name: str) -> None:
-    """Give the control file its second link; takes the name over from a store that is closed or dead."""
-    wanted = reaper.name_path(uid, name)
-    while True:
-        try:
-            segments.link(path, wanted)
-        except FileExistsError:
-            _free_name(wanted, uid, name)
-        else:
-            return
-
-
-def _free_name(wanted: str, uid: int, name: str) -> None:
-    """Take the name from a store that is dead, or in which there are still processes but no owner; raise if it has one."""
-    try:
-        fd = _open(wanted, write=True)
-    except FileNotFoundError:
-        return
-    try:
-        control, state = _read(fd, wanted, uid)
-        if reaper.finish(wanted, uid).removed:
-            return
-        if state == layout.OPEN and flocks.is_marked(fd, layout.OWNER_MARK):
-            raise StoreExistsError(
-                f"a store called {name!r} is open in process {control.owner[0]}",
-                remedy=f"Join it with shmarray.connect({name!r}), or choose another name.",
-                name=name,
-                owner=control.owner[0],
-            )
-        flocks.wait_mark(fd, layout.NAME_MARK)
-        reaper.release_name(fd, uid, name)
-    finally:
-        segments.close(fd)
-
-
-def _open(path: str, *, write: bool = False) -> int:
+def open_file(path: str, *, write: bool = False) -> int:
     """Open a control file; raises `CorruptBlockError` for what is no file or may not be opened."""
     try:
         return segments.open_existing(path, write=write)
@@ -386,7 +296,7 @@ def _unusable(path: str, reason: str) -> CorruptBlockError:
     )
 
 
-def _read(fd: int, path: str, uid: int) -> tuple[layout.Control, int]:
+def read_file(fd: int, path: str, uid: int) -> tuple[layout.Control, int]:
     """Read a control file; raises `CorruptBlockError` for what is none, or another user's."""
     info = segments.status(fd)
     try:
@@ -416,11 +326,11 @@ def join(key: names.StoreKey) -> Membership:
             owner=key.uid,
         )
     try:
-        fd = _open(path)
+        fd = open_file(path)
     except FileNotFoundError:
         raise _gone(key) from None
     try:
-        control, state = _read(fd, path, key.uid)
+        control, state = read_file(fd, path, key.uid)
         if state == layout.OPEN and not flocks.is_marked(fd, layout.OWNER_MARK):
             state = layout.DEAD
     finally:
@@ -450,11 +360,11 @@ def find(name: str) -> names.StoreKey:
     uid = os.geteuid()
     path = reaper.name_path(uid, name)
     try:
-        fd = _open(path)
+        fd = open_file(path)
     except FileNotFoundError:
         raise _no_store(name) from None
     try:
-        control, state = _read(fd, path, uid)
+        control, state = read_file(fd, path, uid)
         if state != layout.OPEN or not flocks.is_marked(fd, layout.OWNER_MARK):
             raise _no_store(name)
     finally:

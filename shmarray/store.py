@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from shmarray import blocks, census, exhaustion, membership, objects
+from shmarray import blocks, census, exhaustion, founding, membership, objects
 from shmarray._format import names
 from shmarray._os import limits, segments
 from shmarray.constructors import Constructors
@@ -70,7 +70,7 @@ class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
         self._closed = False
         self._at_exit: util.Finalize | None = None
         with exhaustion.explained(place, 0):
-            self._member = membership.found(name, place, _check_capacity(capacity), _check_guard(guard))
+            self._member = founding.found(name, place, _check_capacity(capacity), _check_guard(guard))
         try:
             # After other exit work: worker processes have been joined then, and have dropped what they held.
             self._at_exit = util.Finalize(None, self._member.close, exitpriority=-100)

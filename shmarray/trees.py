@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from shmarray.membership import Membership
 
 
+_SHOWN = 8  # keys in a repr
+
+
 class SharedTree:
     """A nested structure of arrays in one block, read lazily; its handle is small however many leaves there are.
 
@@ -128,7 +131,7 @@ class SharedTree:
     def __repr__(self) -> str:
         """Say what kind of container it stands for and what its children are called."""
         keys = self._node.keys()
-        shown = ", ".join(repr(key) for key in keys[:8]) + (", ..." if len(keys) > 8 else "")
+        shown = ", ".join(repr(key) for key in keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
         return f"<{type(self).__name__} {self._node.kind} of {len(keys)}: {shown}>"
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ALIGN = 64
 MAX_DIMENSIONS = 64
 _MOST = (1 << 63) - 1
+_SHOWN = 200
 
 
 class Layout(NamedTuple):
@@ -50,7 +51,7 @@ def check_shape(shape: object) -> tuple[int, ...]:
 def _bad(shape: object, reason: str) -> ShapeError:
     text = repr(shape)
     return ShapeError(
-        f"no array can have the shape {text if len(text) < 200 else text[:200] + '...'}: {reason}",
+        f"no array can have the shape {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}: {reason}",
         remedy="Give a non-negative integer or a tuple of them.",
         shape=shape,
     )

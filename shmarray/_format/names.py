@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from typing import NamedTuple, TypeGuard
 
 from shmarray.errors import ArrayNameError
@@ -77,7 +78,7 @@ def _objection(name: object) -> str | None:
         return f"it is of type {type(name).__name__}, not str"
     if not name:
         return "it is empty"
-    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
+    if any(unicodedata.category(letter) == "Cc" for letter in name):
         return "it contains a control character"
     try:
         size = len(name.encode())

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_FIELDS = 6  # of a line of /proc/PID/maps that names a file
+
+
 class Identity(NamedTuple):
     """One process, for ever: `start` is its start time in clock ticks since boot, `namespace` its pid namespace."""
 
@@ -100,7 +103,7 @@ def mapped_files(pid: int, prefix: str) -> list[MappedFile]:
                 if prefix not in line:
                     continue
                 fields = line.rstrip("\n").split(maxsplit=5)
-                if len(fields) == 6 and fields[5].startswith(prefix):
+                if len(fields) == _FIELDS and fields[5].startswith(prefix):
                     major, minor = fields[3].split(":")
                     device = os.makedev(int(major, 16), int(minor, 16))
                     found.append(MappedFile(device, int(fields[4]), fields[5].removesuffix(" (deleted)")))

@@ -1,0 +1,195 @@
+"""Barriers, as in `multiprocessing`, that break when a process that takes part is killed.
+
+Owns: `Barrier`.
+Must not know: how a guard survives a death.
+"""
+
+from __future__ import annotations
+
+from multiprocessing import util
+from threading import BrokenBarrierError
+from typing import TYPE_CHECKING, Any, Self
+
+from shmarray import guards, objects
+from shmarray._format import control
+from shmarray.sync import rolls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from shmarray.membership import Membership
+
+
+class Barrier(rolls.Roll):
+    """A `multiprocessing.Barrier` that travels through any queue, and breaks when a process that takes part is killed.
+
+    A process takes part from its first `wait` until it ends; one that ends normally just leaves. `action` runs in one of the
+    processes when all have come, and must be picklable. Raises `threading.BrokenBarrierError`.
+
+    >>> import shmarray as sa
+    >>> with sa.Store() as store:
+    ...     barrier = store.Barrier(1)
+    ...     print(barrier.wait(), barrier.broken)
+    0 False
+    """
+
+    __slots__ = ("_action", "_leaving", "_timeout")
+    _kind = "Barrier"
+    _parties, _count, _generation, _broken, _spoilt, _turn = range(6)
+    _first = 6
+
+    @classmethod
+    def make(
+        cls,
+        member: Membership,
+        parties: int,
+        action: Callable[[], Any] | None = None,
+        timeout: float | None = None,
+        name: str | None = None,
+    ) -> Self:
+        """Make a barrier for `parties` threads or processes; raises `ValueError` if that is less than one."""
+        if parties < 1:
+            message = f"a barrier needs at least one party, not {parties}"
+            raise ValueError(message)
+
+        def fill(memory: np.ndarray[Any, Any]) -> None:
+            memory[cls._parties] = parties
+            memory[cls._spoilt] = -1
+
+        barrier = cls._create(member, cls._first + control.SLOTS, name, fill)
+        barrier._action, barrier._timeout = action, timeout
+        return barrier
+
+    def _attached(self) -> None:
+        super()._attached()
+        self._action: Callable[[], Any] | None = None
+        self._timeout: float | None = None
+        self._leaving: tuple[int, util.Finalize] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a handle, with action and default timeout."""
+        attach, arguments = super().__reduce__()
+        return _attach_barrier, (attach, arguments, self._action, self._timeout)
+
+    @property
+    def parties(self) -> int:
+        """How many have to come."""
+        count: int = self._words[self._parties]
+        return count
+
+    @property
+    def n_waiting(self) -> int:
+        """How many wait now."""
+        count: int = self._words[self._count]
+        return count
+
+    @property
+    def broken(self) -> bool:
+        """Whether the barrier is broken."""
+        return bool(self._words[self._broken])
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until all have come; returns this one's number, from 0 to parties - 1.
+
+        After `timeout` seconds, or if a process that takes part is killed, the barrier breaks for all.
+        """
+        deadline = objects.deadline_of(self._timeout if timeout is None else timeout)
+        self._guard.acquire(self._array)
+        try:
+            index, generation = self._arrive()
+        finally:
+            self._guard.release()
+        if generation is not None:
+            self._wait_for_others(generation, deadline)
+        return index
+
+    def _arrive(self) -> tuple[int, int | None]:
+        """With the guard held: be counted; the last one runs the action and opens. None as generation: it is open."""
+        words = self._words
+        if words[self._broken]:
+            raise BrokenBarrierError
+        if words[self._count] == 0:
+            for index, _ in self.dead():
+                words[index] = 0  # who died while nobody waited is missed by nobody
+        self._take_part()
+        index, generation = words[self._count], words[self._generation]
+        words[self._count] = index + 1
+        if index + 1 < words[self._parties]:
+            return index, generation
+        try:
+            if self._action is not None:
+                self._action()
+        except BaseException:
+            self._break()
+            raise
+        self._open()
+        return index, None
+
+    def _take_part(self) -> None:
+        me = self.me()
+        if me is None:
+            return
+        self._words[me[0]] = me[1] | 1
+        if self._leaving is None or self._leaving[0] != guards.generation():
+            leaving = util.Finalize(self, _clear, args=(self._words, me[0], self._array), exitpriority=0)
+            self._leaving = (guards.generation(), leaving)
+
+    def _wait_for_others(self, generation: int, deadline: float | None) -> None:
+        words = self._words
+        while words[self._generation] == generation and not words[self._broken]:
+            turn = words[self._turn]
+            if words[self._generation] != generation:
+                break
+            in_time = self._wait_change(self._turn, turn, deadline)
+            if words[self._generation] == generation and (not in_time or self.dead()):
+                self.abort()
+        if words[self._spoilt] == generation or (words[self._broken] and words[self._generation] == generation):
+            raise BrokenBarrierError
+
+    def _open(self) -> None:
+        self._words[self._count] = 0
+        self._words[self._generation] += 1
+        self._words[self._turn] += 1
+        self._wake(self._turn)
+
+    def _break(self) -> None:
+        self._words[self._broken] = 1
+        self._words[self._turn] += 1
+        self._wake(self._turn)
+
+    def abort(self) -> None:
+        """Break the barrier: all who wait, and all who come, get `BrokenBarrierError` until `reset`."""
+        self._guard.acquire(self._array)
+        try:
+            self._break()
+        finally:
+            self._guard.release()
+
+    def reset(self) -> None:
+        """Make the barrier whole and empty; those who wait get `BrokenBarrierError`."""
+        self._guard.acquire(self._array)
+        try:
+            if self._words[self._count]:
+                self._words[self._spoilt] = self._words[self._generation]
+            for index, _ in self.dead():
+                self._words[index] = 0
+            self._words[self._broken] = 0
+            self._open()
+        finally:
+            self._guard.release()
+
+
+def _clear(words: Any, index: int, keep: object) -> None:
+    """At the normal end of a process, or of its last barrier object: take part no more. `keep` keeps the memory mapped."""
+    del keep
+    words[index] = 0
+
+
+def _attach_barrier(
+    attach: Callable[..., Barrier], arguments: tuple[Any, ...], action: Callable[[], Any] | None, timeout: float | None
+) -> Barrier:
+    barrier = attach(*arguments)
+    barrier._action, barrier._timeout = action, timeout
+    return barrier
