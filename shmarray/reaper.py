@@ -245,9 +245,18 @@ def collect(uid: int, directory: str = segments.SHM_DIRECTORY) -> list[Outcome]:
         key = names.control_file(entry)
         if key is not None:
             outcomes.append(finish(control_path(key), uid))
+        else:
+            _remove_unfounded(entry, uid)
     if directory != segments.SHM_DIRECTORY:
         outcomes += _collect_claims(uid, directory)
     return outcomes
+
+
+def _remove_unfounded(entry: str, uid: int) -> None:
+    """Remove a control file that was never finished, on a file system where it had a name before."""
+    key = names.store_of(entry)
+    if key is not None and entry[len(key.prefix) :].startswith(names.TEMPORARY) and not segments.exists(control_path(key)):
+        remove_if_unheld(os.path.join(segments.SHM_DIRECTORY, entry), uid, draft=True)
 
 
 def _collect_claims(uid: int, directory: str) -> list[Outcome]:

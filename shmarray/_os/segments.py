@@ -116,6 +116,8 @@ def create_leased(directory: str, fallback: str) -> tuple[int, str | None]:
                 return fd, path
         except BaseException:
             close(fd)
+            if path is not None:
+                unlink(path)
             raise
         close(fd)
 
