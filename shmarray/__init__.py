@@ -25,6 +25,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
 from __future__ import annotations
 
 import sys
+from threading import BrokenBarrierError
 
 if sys.platform != "linux":
     _MESSAGE = f"shmarray runs on Linux, and this is {sys.platform}: its promises rest on Linux's kernel (flock, O_TMPFILE, pidfd)"
@@ -57,6 +58,7 @@ __all__ = [
     "ArrayExistsError",
     "ArrayNameError",
     "ArrayNotFoundError",
+    "BrokenBarrierError",
     "CorruptBlockError",
     "DTypeError",
     "GuardError",

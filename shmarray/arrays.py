@@ -198,10 +198,10 @@ def _place(segment: segments.Segment, dtype: np.dtype[Any], layout: layouts.Layo
 
 def leaf(segment: segments.Segment, index: int) -> SharedArray:
     """View one array of a block. Raises `CorruptBlockError` if it would reach beyond the block's data."""
-    dtype, layout = contents.describe(segment).leaves[index]
     try:
+        dtype, layout = contents.describe(segment).leaves[index]
         return _place(segment, dtype, layout)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise contents.undescribed(segment.tag, error) from None
 
 

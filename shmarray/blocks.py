@@ -101,7 +101,8 @@ def register(segment: segments.Segment, block: Block) -> segments.Segment:
             return segment
         other = first()
         if other is not None:
-            return other
+            # A copy of a block's file carries the same numbers: whichever came second is then mapped, and not in the table.
+            return other if other.tag.identity == block.identity else segment
         if _attached.get((block.key.store, block.key.block)) is first:
             _attached[block.key.store, block.key.block] = watch
             return segment
@@ -140,7 +141,7 @@ def attach(member: Membership, key: BlockKey) -> segments.Segment:
     claim = None if key.claim_entry is None else member.block_prefix + key.claim_entry
     watch = _attached.get((key.store, key.block))
     segment = watch() if watch is not None else None
-    if segment is None:
+    if segment is None or segment.tag.key.name != key.name:
         segment = _attach_new(member, key, claim)
     elif words.load(segment, form.state_offset(segment.tag.file_size)) != form.LIVE:
         raise _not_found(member, key, "has been deleted or replaced")
@@ -218,7 +219,7 @@ def _map_checked(member: Membership, key: BlockKey, fd: int, path: str) -> segme
     key = key._replace(block=head.block, claim=None)
     watch = _attached.get((key.store, key.block))
     segment = watch() if watch is not None else None
-    if segment is not None:
+    if segment is not None and segment.tag.identity == identity_of(info):
         return segment
     segment = segments.map_shared(fd, info.st_size)
     return register(segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, identity_of(info), {}))

@@ -8,6 +8,7 @@ Must not know: how any of these states comes about.
 from __future__ import annotations
 
 import errno
+import pickle
 from typing import Any, ClassVar
 
 __all__ = [
@@ -61,11 +62,21 @@ class ShmArrayError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with facts and remedy, so that an error crosses a process boundary whole."""
-        return _rebuild, (type(self), self.summary, self.remedy, self.facts)
+        facts = {key: value if _pickles(value) else repr(value) for key, value in self.facts.items()}
+        return _rebuild, (type(self), self.summary, self.remedy, facts)
 
     def __getattr__(self, name: str) -> Any:
         """Reached for a fact that this error does not carry."""
         raise AttributeError(f"{type(self).__name__} carries no {name!r}")
+
+
+def _pickles(value: object) -> bool:
+    """Say whether a fact, which may be what a user gave, can cross a process boundary."""
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001  pickling runs code of the value's own
+        return False
+    return True
 
 
 def _rebuild(kind: type[ShmArrayError], summary: str, remedy: str, facts: dict[str, Any]) -> ShmArrayError:

@@ -293,7 +293,7 @@ def _check_guard(guard: str) -> str:
 def _check_directory(directory: str | os.PathLike[str] | None) -> str:
     if directory is None:
         return segments.SHM_DIRECTORY
-    place = os.path.realpath(os.fspath(directory))
+    place = os.path.realpath(os.fspath(directory)) if os.fspath(directory) else ""
     if not os.path.isdir(place):
         kind = NotADirectoryError if os.path.exists(place) else FileNotFoundError
         message = f"directory={os.fspath(directory)!r} is not a directory; make it first, or leave the argument out"

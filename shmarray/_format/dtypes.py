@@ -149,12 +149,12 @@ def _objection(dtype: np.dtype[Any]) -> tuple[str, str]:
     """Say what is wrong with a dtype of no plain type, and what to do."""
     if dtype.char == _STRING_DTYPE:
         return (
-            "is StringDType: its strings lie outside the array, in the memory of this process",
+            "keeps its strings outside the array, in the memory of this process",
             "Use a fixed width: a.astype('U<n>') with n = np.strings.str_len(a).max().",
         )
     if dtype.hasobject:
         return (
-            "is object: it holds references to Python objects, which mean nothing in another process",
+            "holds references to Python objects, which mean nothing in another process",
             "Store text as 'U<n>' or 'S<n>' and numbers as numbers, or pickle the objects through a Queue.",
         )
     if dtype.num == _VOID:

@@ -101,7 +101,7 @@ def _call_demo(arguments: list[str]) -> int:
     try:
         code = demo.main(arguments)
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else FOUND
+        code = end.code if isinstance(end.code, int) else FINE
     except BrokenPipeError:
         _drop_output()
         return FINE

@@ -114,7 +114,8 @@ def _removed(what: str, store: Store, gone: Iterable[Block]) -> Removed:
 
 def _collect(before: Survey, directory: str) -> list[Removed]:
     known = {store.id: store for store in before.stores}
-    removed = []
+    # First what `reaper.collect` does not know, or does not count.
+    removed = [item for store in before.stores for item in _remove(store, before.uid)]
     for outcome in reaper.collect(before.uid, directory):
         store = known.get(f"{outcome.key.store:016x}")
         expected = store is not None and store.removable
@@ -122,27 +123,23 @@ def _collect(before: Survey, directory: str) -> list[Removed]:
         if outcome.removed and (outcome.blocks or expected) and not segments.exists(reaper.control_path(outcome.key)):
             name = store.name if store else None
             removed.append(Removed("leftover", f"{outcome.key.store:016x}", name, outcome.blocks, outcome.bytes))
-    gone = {item.store for item in removed}
-    for store in before.stores:
-        if store.id in gone:
-            continue
-        if store.removable:
-            removed += _remove(store, before.uid)
-        elif dead := _unreachable(store):
-            reaper.remove_unheld(store.directory, names.StoreKey(before.uid, int(store.id, 16)))
-            removed.append(_removed("unreachable", store, [block for block in dead if not segments.exists(block.file)]))
-    return [item for item in removed if item.what != "unreachable" or item.blocks]
+    return removed
 
 
 def _remove(store: Store, uid: int) -> list[Removed]:
-    """Remove a store that `reaper.collect` does not find: one whose control file has only its name, or none."""
-    if store.state == "orphan":
+    """Remove blocks without a control file, a store whose control file has only its name, and what cannot be reached."""
+    if store.state == "orphan" and store.removable:
         blocks, size = inspection.remove_orphan(store, uid)
         return [Removed("orphan", store.id, store.name, blocks, size)] if blocks else []
-    if store.control is None or not segments.exists(store.control):
-        return []
-    outcome = reaper.finish(store.control, uid)
-    return [Removed("leftover", store.id, store.name, outcome.blocks, outcome.bytes)] if outcome.removed else []
+    key = names.StoreKey(uid, int(store.id, 16))
+    if store.removable and store.control is not None and store.control != reaper.control_path(key):
+        outcome = reaper.finish(store.control, uid)
+        return [Removed("leftover", store.id, store.name, outcome.blocks, outcome.bytes)] if outcome.removed else []
+    dead = _unreachable(store)
+    if dead:
+        reaper.remove_unheld(store.directory, key)
+    gone = [block for block in dead if not segments.exists(block.file)]
+    return [_removed("unreachable", store, gone)] if gone else []
 
 
 def what_stays(found: Survey, *, foreseen: bool = False) -> list[Left]:

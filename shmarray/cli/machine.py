@@ -15,6 +15,7 @@ from typing import NamedTuple
 _PLACES = ("etc", "run", "usr/local/lib", "usr/lib", "lib")  # of systemd's configuration, the strongest first
 _TRUE = frozenset({"yes", "y", "true", "t", "on", "1"})
 _MARKS = {"docker": ".dockerenv", "podman": "run/.containerenv"}
+_LOGIND = frozenset({"systemd-logind", "elogind-daemon"})
 _LAST_SYSTEM_USER = 999
 
 
@@ -38,16 +39,25 @@ class RemoveIPC(NamedTuple):
 
 def remove_ipc(uid: int, user: str, root: str = "/") -> RemoveIPC:
     """Find out about `RemoveIPC` for a user, as logind itself reads it: one main file, and all drop-ins after it."""
-    runs = os.path.isdir(os.path.join(root, "run/systemd/seats")) or os.path.isdir(
-        os.path.join(root, "run/systemd/users")
-    )
     enabled, source = True, "the built-in default"
     for path in _logind_files(root):
         value = _setting(path)
         if value is not None:
             enabled, source = value, path
     lingers = os.path.exists(os.path.join(root, "var/lib/systemd/linger", user))
-    return RemoveIPC(runs, enabled, source, lingers or uid <= _LAST_SYSTEM_USER)
+    return RemoveIPC(_runs(_LOGIND, root), enabled, source, lingers or uid <= _LAST_SYSTEM_USER)
+
+
+def _runs(programs: frozenset[str], root: str) -> bool:
+    for name in os.listdir(os.path.join(root, "proc")):
+        if name.isdigit():
+            try:
+                with open(os.path.join(root, "proc", name, "comm"), encoding="utf-8", errors="replace") as file:
+                    if file.read().strip() in programs:
+                        return True
+            except OSError:
+                continue
+    return False
 
 
 def _logind_files(root: str) -> list[str]:

@@ -1,7 +1,10 @@
-"""Interrupts: Ctrl-C that ends the work once, in order, and without a word from the workers.
+"""Interrupts: Ctrl-C that ends the work in order, without a word from the workers.
 
-Owns: what SIGINT does while the demo runs.
+Owns: what SIGINT does while workers and a store are there.
 Must not know: what is being done.
+
+A `KeyboardInterrupt` at any instruction could come between the making of a semaphore and the note that it has to be removed.
+So it is raised where we ask for it, and nowhere else.
 """
 
 from __future__ import annotations
@@ -17,22 +20,20 @@ if TYPE_CHECKING:
 
 
 class Interrupts:
-    """Within its `with` block the first SIGINT raises `KeyboardInterrupt` and later ones do nothing.
+    """Within its `with` block SIGINT is only noted, and `check` raises `KeyboardInterrupt`.
 
-    So the clean-up that the first one starts comes to its end. Does nothing outside the main thread, where Python
-    delivers no signals.
+    Does nothing outside the main thread, where Python delivers no signals.
     """
 
     def __init__(self) -> None:
         """Note whether signals can be handled here."""
         self._active = threading.current_thread() is threading.main_thread()
-        self._held = False
         self._came = False
 
     def __enter__(self) -> Self:
         """Take SIGINT over."""
         if self._active:
-            self._before = signal.signal(signal.SIGINT, self._handle)
+            self._before = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -41,28 +42,22 @@ class Interrupts:
             # None is a handler that was not set from Python: it cannot be put back, and the default is the next best.
             signal.signal(signal.SIGINT, signal.default_int_handler if self._before is None else self._before)
 
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._held:
-            self._came = True
-            return
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
+    def _note(self, _signal: int, _frame: FrameType | None) -> None:
+        self._came = True
+
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` if SIGINT has come."""
+        if self._came:
+            raise KeyboardInterrupt
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Put a SIGINT off until the end of this scope, and start processes here: they never see one.
+    def kept_from_children(self) -> Iterator[None]:
+        """Start processes in this scope and they never see a SIGINT; in a terminal Ctrl-C goes to all processes.
 
-        A process inherits the signals that are blocked where it is started; in a terminal Ctrl-C goes to all processes.
+        They inherit that it is blocked. Here it is delivered at the end of the scope.
         """
-        if not self._active:
-            yield
-            return
-        self._held = True
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield
         finally:
-            self._held = False
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if self._came:
-            self._handle(signal.SIGINT, None)

@@ -55,8 +55,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     try:
-        with Interrupts() as ctrl_c:
-            return _run(options, ctrl_c)
+        return _run(options)
     except KeyboardInterrupt:
         return _say("interrupted", _INTERRUPTED)
     except (sources.GridError, _WrongError) as error:
@@ -113,7 +112,7 @@ def _size(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of MiB")
 
 
-def _run(options: argparse.Namespace, ctrl_c: Interrupts) -> int:
+def _run(options: argparse.Namespace) -> int:
     path = options.file or sources.DEFAULT
     grid = sources.load(path, options.key)
     _check_output(options.output, path)
@@ -122,14 +121,16 @@ def _run(options: argparse.Namespace, ctrl_c: Interrupts) -> int:
     task = ways.Task(grid.heights, tiles, grid.cell, workers)
 
     by_value = ways.Pickled(task)
-    with report.Progress("pickled") as progress:
-        pickled = ways.run(by_value, ctrl_c, progress)
-    with Store() as store:
-        in_place = ways.Shared(task, store)
-        with report.Progress("shared ") as progress:
-            shared = ways.run(in_place, ctrl_c, progress)
-        identical = np.array_equal(by_value.shade, in_place.shade)
-        picture, encoded = _draw(options.output, grid, in_place)
+    with Interrupts() as ctrl_c:
+        with report.Progress("pickled") as progress:
+            pickled = ways.run(by_value, ctrl_c, progress)
+        with Store() as store:
+            in_place = ways.Shared(task, store)
+            with report.Progress("shared ") as progress:
+                shared = ways.run(in_place, ctrl_c, progress)
+            identical = np.array_equal(by_value.shade, in_place.shade)
+            picture, encoded = _draw(options.output, grid, in_place)
+        ctrl_c.check()
     left = measure.entries(*os.path.split(in_place.files))
     _write(options.output, encoded)
     outcome = report.Outcome(
@@ -155,7 +156,7 @@ def _choose_tiles(model: NDArray[np.generic], options: argparse.Namespace) -> tu
     room = _room(model)
     if options.tiles is None and options.size is None:
         usual = _tiles_for(_SIZE << 20, model)
-        tiles = min(usual, _tiles_for(room, model))
+        tiles = min(usual, max(1, math.isqrt(room // model.nbytes)))
         note = f"The grid is smaller than usual, to fit into the memory there is ({report.size(room)} for it)."
         if model.nbytes <= room:
             return tiles, note if tiles < usual else ""

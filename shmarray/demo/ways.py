@@ -9,12 +9,14 @@ kind; the same bands and the same mathematics; the grid made anew by each way, o
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from shmarray.store import Store
 
 _BANDS_PER_WORKER = 4  # so that a worker which is slowed down does not keep the others waiting
-_SLICE = 0.2
+_SLICE = 0.1  # seconds between looks whether all is to end
 
 
 class Task(NamedTuple):
@@ -202,8 +204,10 @@ class Shared(Way):
 def run(way: Way, ctrl_c: Interrupts, progress: Callable[[int, int], None]) -> Cost:
     """Do the work in one way; `progress` is told how many bands are done, and of how many.
 
-    Raises `BrokenProcessPool` when a worker is killed, `StoreFullError` or `MemoryError` when there is no room.
+    Raises `BrokenProcessPool` when a worker is killed, `StoreFullError` or `MemoryError` when there is no room,
+    `KeyboardInterrupt` when it is to end.
     """
+    gc.collect()  # what another way has left is not to be freed, and counted, during this one
     before = measure.memory([os.getpid()], way.shared_files())
     bands = way.task.bands
     with _workers(way, ctrl_c) as (pool, pids):
@@ -213,8 +217,9 @@ def run(way: Way, ctrl_c: Interrupts, progress: Callable[[int, int], None]) -> C
             began = time.perf_counter()
             jobs = way.prepare()
             made = time.perf_counter()
-            for done, (band, answer) in enumerate(zip(bands, pool.map(way.work, jobs), strict=True), 1):
-                way.take(band, answer)
+            calls = deque(pool.submit(way.work, job) for job in jobs)
+            for done, band in enumerate(bands, 1):
+                way.take(band, _result(calls.popleft(), ctrl_c))
                 progress(done, len(bands))
             ended = time.perf_counter()
         at_last = measure.traffic(pids)
@@ -242,24 +247,33 @@ def _workers(way: Way, ctrl_c: Interrupts) -> Iterator[tuple[ProcessPoolExecutor
         initargs=(ready, go, way.work, way.warm_up()),
     )
     try:
-        with ctrl_c.held():
+        with ctrl_c.kept_from_children():
             # The pool starts a process for a call when none is idle, and none is before `go`: so all are started here.
             calls = [pool.submit(os.getpid) for _ in range(way.task.workers)]
-        _await(ready, calls)
+        _await(ready, calls, ctrl_c)
         pids = [child.pid for child in multiprocessing.active_children() if child.pid not in others]
         go.set()
         for call in calls:
-            call.result()
+            _result(call, ctrl_c)
         yield pool, [pid for pid in pids if pid is not None]
     finally:
         go.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _await(ready: Semaphore, calls: list[Future[int]]) -> None:
+def _result(call: Future[Any], ctrl_c: Interrupts) -> Any:
+    """Wait for the result of a call; raises `KeyboardInterrupt` meanwhile."""
+    while not call.done():
+        ctrl_c.check()
+        wait([call], _SLICE)
+    return call.result()
+
+
+def _await(ready: Semaphore, calls: list[Future[int]], ctrl_c: Interrupts) -> None:
     """Wait until as many workers as there are calls are ready; raises what a call raises when one of them has died."""
     for _ in calls:
         while not ready.acquire(timeout=_SLICE):
+            ctrl_c.check()
             for call in calls:
                 if call.done():
                     call.result()

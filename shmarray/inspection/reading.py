@@ -7,8 +7,7 @@ Must not know: where files are found.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shmarray import blocks, contents
 from shmarray._format import header as form
@@ -64,6 +63,7 @@ class Reader:
         self._store = store
         self._holders = holders
         self._now = now
+        self._creators: dict[tuple[int, int], Process] = {}
 
     def block(self, path: str, kind: str, unclaimed: int) -> Block | None:
         """Describe a block, of which the file name says `kind`; None if it has gone meanwhile."""
@@ -77,12 +77,13 @@ class Reader:
                 return Block(path, "damaged", unclaimed=unclaimed, reason=text(error))
             try:
                 info = segments.status(fd)
-                block = self._read(Block(path, "damaged", unclaimed=unclaimed), kind, fd, info)
+                facts = self._read(kind, fd, info)
             finally:
                 segments.close(fd)
+            block = Block(file=path, unclaimed=unclaimed, **self._judged(path, facts, unclaimed))
             # What was deleted or replaced while it was read is not what this name stands for now.
             if identity(path) == (info.st_dev, info.st_ino):
-                return self._judged(block)
+                return block
         return block
 
     def stranded(self, entry: str, paths: list[str]) -> Block | None:
@@ -102,56 +103,65 @@ class Reader:
             reason="its array was deleted, and this handle to it stayed",
         )
 
-    def _read(self, block: Block, kind: str, fd: int, info: os.stat_result) -> Block:
+    def _read(self, kind: str, fd: int, info: os.stat_result) -> dict[str, Any]:
+        """Read an open block: fields of `Block`."""
         if not segments.is_regular(info) or not kind.startswith(_BLOCKS):
-            return replace(block, reason="no block is a file like that")
-        holders = self._holders.of(info, os.path.dirname(block.file))
-        block = replace(block, bytes=info.st_size, file_bytes=info.st_size, holders=holders)
+            return {"state": "damaged", "reason": "no block is a file like that"}
+        facts = {
+            "bytes": info.st_size,
+            "file_bytes": info.st_size,
+            "holders": self._holders.of(info, self._store.directory),
+        }
         if kind.startswith(names.TEMPORARY):
-            return replace(block, state="making", kind="draft")
+            return {**facts, "state": "making", "kind": "draft"}
         try:
-            return self._described(block, kind, blocks.read_header(fd, info.st_size))
+            return facts | self._described(kind, blocks.read_header(fd, info.st_size))
         except UNREADABLE as error:
-            return replace(block, reason=text(error))
+            return {**facts, "state": "damaged", "reason": text(error)}
 
-    def _described(self, block: Block, kind: str, head: form.Header) -> Block:
-        """Add what the header says; raises `ValueError` if it is that of another block."""
+    def _described(self, kind: str, head: form.Header) -> dict[str, Any]:
+        """Take what the header says; raises `ValueError` if it is that of another block."""
         content = contents.decode(head.meta)
         anonymous = f"{names.ANONYMOUS}{head.block:016x}"
         expected = anonymous if content.name is None else names.NAMED + names.encode(content.name)
         if f"{head.store:016x}" != self._store.id or kind != expected:
             message = f"its header is that of {expected} in the store {head.store:016x}"
             raise ValueError(message)
-        deleted = head.state == form.DELETED
-        alive = is_alive(head.pid, head.start)
-        elsewhere = self._store.owner is not None and self._store.owner.alive is None
-        block = replace(
-            block,
-            state="dead" if deleted else "live",
-            kind=str(content.kind or ("array" if content.tree is None else "tree")),
-            name=content.name,
-            arrays=len(content.leaves),
-            bytes=head.nbytes,
-            creator=Process(head.pid, None if elsewhere and not alive else alive),
-            age=max(0.0, self._now - head.born / 1e9),
-            reason="it was deleted, and its name stayed" if deleted else None,
-        )
-        if block.kind != "array":
-            return block
-        dtype, place = content.leaves[0]
-        return replace(block, shape=place.shape, dtype=str(dtype))
+        facts: dict[str, Any] = {
+            "state": "live",
+            "kind": str(content.kind or ("array" if content.tree is None else "tree")),
+            "name": content.name,
+            "arrays": len(content.leaves),
+            "bytes": head.nbytes,
+            "creator": self._creator(head.pid, head.start),
+            "age": max(0.0, self._now - head.born / 1e9),
+        }
+        if head.state == form.DELETED:
+            facts.update(state="dead", reason="it was deleted, and its name stayed")
+        if facts["kind"] == "array":
+            dtype, place = content.leaves[0]
+            facts.update(shape=place.shape, dtype=str(dtype))
+        return facts
 
-    def _judged(self, block: Block) -> Block:
+    def _creator(self, pid: int, start: int) -> Process:
+        if (pid, start) not in self._creators:
+            alive = is_alive(pid, start)
+            elsewhere = self._store.owner is not None and self._store.owner.alive is None
+            self._creators[pid, start] = Process(pid, None if elsewhere and not alive else alive)
+        return self._creators[pid, start]
+
+    def _judged(self, path: str, facts: dict[str, Any], unclaimed: int) -> dict[str, Any]:
         """Say whether a block that is in order can still be attached."""
-        if block.state in ("dead", "damaged") or self._store.state == "damaged":
-            return block
+        if facts["state"] in ("dead", "damaged") or self._store.state == "damaged":
+            return facts
         if self._store.state in _ENDED:
-            return replace(block, state="dead", reason=_ENDED[self._store.state])
-        named = block.name is not None and block.kind != "draft"
-        if block.holders or named or not is_free(block.file):
-            return block
-        if block.kind == "draft":
-            return replace(block, state="dead", reason="it was never finished, and its maker is gone")
-        if block.unclaimed:
-            return replace(block, state="unclaimed", reason="only handles keep it that were pickled and not loaded yet")
-        return replace(block, state="dead", reason="nobody holds it, and no handle to it is in flight")
+            return {**facts, "state": "dead", "reason": _ENDED[self._store.state]}
+        named = facts.get("name") is not None
+        if facts["holders"] or named or not is_free(path):
+            return facts
+        if facts["state"] == "making":
+            return {**facts, "state": "dead", "reason": "it was never finished, and its maker is gone"}
+        if unclaimed:
+            reason = "only handles keep it that were pickled and not loaded yet"
+            return {**facts, "state": "unclaimed", "reason": reason}
+        return {**facts, "state": "dead", "reason": "nobody holds it, and no handle to it is in flight"}
