@@ -44,7 +44,7 @@ SLICE = 0.05
 
 _ident = threading.get_ident
 _now = time.time_ns
-_FREE, _DIED, _BUSY, _MINE = mutexes.FREE, mutexes.OWNER_DIED, mutexes.BUSY, mutexes.MINE
+_FREE, _DIED, _BUSY = mutexes.FREE, mutexes.OWNER_DIED, mutexes.BUSY
 _trylock, _unlock, _post = mutexes.mutex_trylock, mutexes.mutex_unlock, mutexes.semaphore_post
 
 
@@ -117,7 +117,7 @@ class Guard:
         self.depth = 0  # how often the owner has a re-entrant lock
         # What is held is kept mapped, for the kernel's list of held mutexes leads through it. A cycle, as long as it is held.
         self.kept: Any = None
-        self.readers: set[int] = set()
+        self.readers: dict[int, Any] = {}  # threads that read, each with what keeps the mapping
         self._slot: tuple[int, int] | None = None
         self._local = threading.Lock()
 
@@ -128,12 +128,17 @@ class Guard:
 
         Raises `GuardError` when this thread is inside already, exclusively or shared.
         """
+        me = _ident()
+        if self.owner == me:
+            if timeout == 0:
+                return False
+            raise self._twice("has it already")
         # An exception may come out of a signal handler after any call: then what was taken is given back.
         try:
             code = _trylock(self._lock) if self._robust else self._try_plain()
             if (code or self._table.raw != form.NO_READERS) and not self._acquire_slowly(code, timeout):
                 return False
-            self.owner = _ident()
+            self.owner = me
             self.kept = keep
             self._since.value = _now()
             self._holder.value = _Process.pid
@@ -176,8 +181,6 @@ class Guard:
             _post(self._lock)
 
     def _try_plain(self) -> int:
-        if self.owner == _ident():
-            return _MINE
         return _FREE if mutexes.semaphore_trywait(self._lock) == 0 else _BUSY
 
     def _acquire_slowly(self, code: int, timeout: float | None) -> bool:
@@ -187,24 +190,20 @@ class Guard:
                 self._let_go()
             raise self._twice("reads it already")
         deadline = None if timeout is None else time.monotonic() + timeout
-        if code != _FREE and not self._enter(code, deadline, timeout == 0):
+        if code != _FREE and not self._enter(code, deadline):
             return False
         if not self._drain(deadline):
             self._let_go()
             return False
         return True
 
-    def _enter(self, code: int, deadline: float | None, only_look: bool) -> bool:  # noqa: FBT001
+    def _enter(self, code: int, deadline: float | None) -> bool:
         """Get the mutex, waiting in slices so that signal handlers run."""
         while code in (_BUSY, mutexes.TIMED_OUT):
             left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
             if left <= 0:
                 return False
             code = mutexes.mutex_wait(self._lock, left) if self._robust else mutexes.semaphore_wait(self._lock, left)
-        if code == _MINE:
-            if only_look:
-                return False
-            raise self._twice("has it already")
         if code == _DIED:
             self._recover()
         elif code != _FREE:
@@ -262,8 +261,8 @@ class Guard:
         Raises `GuardError` when this thread is inside already.
         """
         me = _ident()
-        if me in self.readers:
-            raise self._twice("reads it already")
+        if me in self.readers or self.owner == me:
+            raise self._twice("reads it already" if me in self.readers else "has it already")
         slot = self._slot or self._find_slot()
         if slot is None:
             return self.acquire(keep, timeout)
@@ -271,12 +270,11 @@ class Guard:
             code = _trylock(self._lock) if self._robust else self._try_plain()
             if code:
                 deadline = None if timeout is None else time.monotonic() + timeout
-                if not self._enter(code, deadline, timeout == 0):
+                if not self._enter(code, deadline):
                     return False
             self.owner = me
             with self._local:
-                self.readers.add(me)
-                self.kept = keep
+                self.readers[me] = keep
                 self._entries[slot[0]] = slot[1]
             self.owner = 0
             if self._robust:
@@ -312,11 +310,9 @@ class Guard:
 
     def _leave(self, me: int) -> None:
         with self._local:
-            self.readers.discard(me)
+            self.readers.pop(me, None)
             if not self.readers and self._slot is not None:
                 self._entries[self._slot[0]] = 0
-                if not self.owner:
-                    self.kept = None
         if self._draining.value:
             self._turn.value = (self._turn.value + 1) & 0xFFFF_FFFF
             futexes.wake(self._address + form.TURN)

@@ -29,13 +29,14 @@ class Access(Generic[T]):
     Once out of the block, the value must not be used: views outlive their guard, and nothing can stop them.
     """
 
-    __slots__ = ("_generation", "_guard", "_timeout", "_value")
+    __slots__ = ("_generation", "_guard", "_keep", "_timeout")
 
     def __init__(self, guard: Guard, value: T, timeout: float | None) -> None:
         """Stand ready; nothing is acquired before the `with` block begins."""
         self._guard = guard
-        self._value = value
+        self._keep = [value]  # what the guard keeps while it is held, and how it is known whose hold that is
         self._timeout = timeout
+        self._generation = -1
 
     def _timed_out(self, what: str) -> GuardTimeoutError:
         holder = self._guard.holder()
@@ -70,7 +71,7 @@ class WriteAccess(Access[T]):
 
     def __enter__(self) -> T:
         """Acquire; raises `GuardTimeoutError`, `PoisonedError`, `GuardError`."""
-        if not self._guard.acquire(self._value, self._timeout):
+        if not self._guard.acquire(self._keep, self._timeout):
             raise self._timed_out("written")
         self._generation = guards.generation()
         if not self._heal:
@@ -78,13 +79,18 @@ class WriteAccess(Access[T]):
             if poison is not None:
                 self._guard.release()
                 raise self._poisoned(poison)
-        return self._value
+        return self._keep[0]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Release. In a child forked inside the block there is nothing to release: the guard is the parent's."""
         if self._generation == guards.generation():
             if self._heal and kind is None:
                 self._guard.heal()
+            self._guard.release()
+
+    def __del__(self) -> None:
+        """Release what `__exit__` did not: an exception from a signal handler may come as its very first step."""
+        if self._guard.kept is self._keep and self._guard.owner == get_ident():
             self._guard.release()
 
 
@@ -95,18 +101,23 @@ class ReadAccess(Access[T]):
 
     def __enter__(self) -> T:
         """Acquire; raises `GuardTimeoutError`, `PoisonedError`, `GuardError`."""
-        if not self._guard.acquire_shared(self._value, self._timeout):
+        if not self._guard.acquire_shared(self._keep, self._timeout):
             raise self._timed_out("read")
         self._generation = guards.generation()
         poison = self._guard.poison()
         if poison is not None:
             self._guard.release_shared()
             raise self._poisoned(poison)
-        return self._value
+        return self._keep[0]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Release. In a child forked inside the block there is nothing to release: the guard is the parent's."""
         if self._generation == guards.generation():
+            self._guard.release_shared()
+
+    def __del__(self) -> None:
+        """Release what `__exit__` did not, as `WriteAccess` does."""
+        if self._guard.readers.get(get_ident()) is self._keep:
             self._guard.release_shared()
 
 

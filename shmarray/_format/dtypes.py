@@ -70,8 +70,6 @@ def encode_dtype(dtype: np.dtype[Any]) -> EncodedDType:
     >>> encode_dtype(np.dtype(">u2")), encode_dtype(np.dtype(("f4", (2, 3))))
     ('>u2', ['<f4', [2, 3]])
     """
-    if dtype.names is None and dtype.subdtype is None and dtype.metadata is None:
-        return _encode_plain(dtype, dtype.char, dtype.type is np.record)
     check_dtype(dtype)
     return _encode(dtype)
 
@@ -184,12 +182,13 @@ def _brief(dtype: np.dtype[Any]) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _encode_plain(dtype: np.dtype[Any], char: str, record: bool) -> str | dict[str, Any]:  # noqa: FBT001  for the cache
-    """Encode a dtype without fields. `char` and `record` tell apart for the cache what compares equal."""
-    check_dtype(dtype)
-    if record:
-        return {"s": dtype.itemsize, "r": 1}
-    return dtype.str if np.dtype(dtype.str).char == char else dtype.str[0] + char
+def _spelling(text: str, char: str) -> str:
+    """Give the text of a plain dtype, by its `str` and `char`.
+
+    No cache may have a dtype itself as its key: dtypes that differ can be equal and have one hash, as long and long long,
+    or units of time so large that NumPy's comparison overflows (m8[2145339s], m8[2147483646ms]).
+    """
+    return text if np.dtype(text).char == char else text[0] + char
 
 
 def _encode(dtype: np.dtype[Any]) -> EncodedDType:
@@ -197,7 +196,7 @@ def _encode(dtype: np.dtype[Any]) -> EncodedDType:
     if dtype.subdtype is not None:
         return [_encode(dtype.base), list(dtype.shape)]
     if dtype.names is None:
-        return _encode_plain.__wrapped__(dtype, dtype.char, dtype.type is np.record)
+        return {"s": dtype.itemsize, "r": 1} if dtype.type is np.record else _spelling(dtype.str, dtype.char)
     fields = _fields(dtype)
     result: dict[str, Any] = {
         "n": [encode_text(field.name) for field in fields],
@@ -208,7 +207,7 @@ def _encode(dtype: np.dtype[Any]) -> EncodedDType:
     if any(field.title is not None for field in fields):
         result["t"] = [None if field.title is None else encode_text(field.title) for field in fields]
     if dtype.num != _VOID:
-        result["b"] = _encode_plain.__wrapped__(np.dtype(dtype.str), dtype.char, record=False)
+        result["b"] = _spelling(dtype.str, dtype.char)
     elif dtype.type is np.record:
         result["r"] = 1
     if dtype.isalignedstruct:

@@ -15,8 +15,7 @@ import time
 ROOM = 64
 """Bytes to keep for one mutex or semaphore; 40 to 48 and 32 are in use."""
 
-FREE, OWNER_DIED, BUSY, MINE, TIMED_OUT = 0, errno.EOWNERDEAD, errno.EBUSY, errno.EDEADLK, errno.ETIMEDOUT
-_NOT_MINE = errno.EPERM
+FREE, OWNER_DIED, BUSY, TIMED_OUT = 0, errno.EOWNERDEAD, errno.EBUSY, errno.ETIMEDOUT
 _SHARED, _ROBUST, _ERRORCHECK, _MONOTONIC = 1, 1, 2, 1
 _TID_MASK = 0x3FFF_FFFF
 
@@ -47,7 +46,7 @@ def _until(seconds: float) -> _Timespec:
 
 
 def mutex_wait(address: int, seconds: float) -> int:
-    """Wait for a mutex, at most that long: `FREE`, `OWNER_DIED` (either: it is held now), `MINE` or `TIMED_OUT`.
+    """Wait for a mutex, at most that long: `FREE`, `OWNER_DIED` (either: it is held now) or `TIMED_OUT`.
 
     A signal does not end the wait, so callers that want their handlers to run wait in slices.
     """

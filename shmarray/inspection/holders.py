@@ -48,10 +48,13 @@ class Holders:
         """Pids that map a file of that directory.
 
         Some file systems (btrfs, overlays) give a mapping another device number than the file: there its place must do.
+        Not so for shared memory, of which every container may have its own under the same path.
         """
         if not self._read:
             self._look()
-        found = self._files.get((info.st_dev, info.st_ino), set()) | self._places.get((directory, info.st_ino), set())
+        found = self._files.get((info.st_dev, info.st_ino), set())
+        if directory != segments.SHM_DIRECTORY:
+            found = found | self._places.get((directory, info.st_ino), set())
         return tuple(sorted(found))
 
     def of_unnamed(self, device: int, named: Iterable[tuple[int, int]]) -> tuple[int, ...]:

@@ -1,0 +1,105 @@
+"""What every test gets: a leak guard, hypothesis profiles, start methods, a directory for blocks."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+from multiprocessing import forkserver
+from typing import TYPE_CHECKING, cast
+
+import hypothesis
+import pytest
+
+from tests.helpers import leaks
+from tests.helpers.processes import Child, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from multiprocessing.context import BaseContext
+
+_PROFILE = "SHMARRAY_HYPOTHESIS_PROFILE"
+_DEADLINE = 5.0  # seconds; a guardian that is just exiting, a worker whose end is not yet seen
+_failed = pytest.StashKey[bool]()
+
+hypothesis.settings.register_profile(
+    "ci", derandomize=True, max_examples=25, stateful_step_count=20, deadline=None, print_blob=True
+)
+hypothesis.settings.register_profile("deep", max_examples=1000, stateful_step_count=60, deadline=None, print_blob=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the two options that make the suite longer."""
+    parser.addoption("--deep", action="store_true", help="random examples, many of them (hypothesis profile `deep`)")
+    parser.addoption("--soak", action="store_true", help="also run the tests marked `soak`, which take minutes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Mark this run's processes and choose how hard hypothesis looks."""
+    os.environ[leaks.RUN] = f"{os.getpid()}-{os.urandom(4).hex()}"
+    hypothesis.settings.load_profile("deep" if config.getoption("--deep") else os.environ.get(_PROFILE, "ci"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the soak tests out unless they were asked for; what takes minutes gets no deadline of two."""
+    for item in items:
+        if "soak" not in item.keywords:
+            continue
+        if not config.getoption("--soak"):
+            item.add_marker(pytest.mark.skip(reason="only with --soak"))
+        elif item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember failures: a traceback keeps its frames' arrays alive, which the leak guard must not report on top."""
+    report = yield
+    item.stash[_failed] = item.stash.get(_failed, False) or report.failed
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _standing_helpers() -> None:
+    """Start the fork server and the resource tracker now: multiprocessing keeps them, and their pipes, for the whole run."""
+    forkserver.ensure_running()
+
+
+@pytest.fixture(autouse=True)
+def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a name, a mapping, a descriptor or a process behind, naming each."""
+    before = leaks.Look.now()
+    yield
+    if request.node.stash.get(_failed, False):
+        Child.end_all()
+        return
+    left: list[str] = []
+    request.node.funcargs.clear()  # pytest keeps what fixtures gave, arrays too, until the test is over for good
+
+    def clean() -> bool:
+        left[:] = leaks.Look.now().leaked_since(before)
+        return not left
+
+    if clean():  # the collector, which takes most of the time of a short test, is not needed
+        return
+    gc.collect()
+    wait_until(clean, _DEADLINE, lambda: "the test left behind:\n  " + "\n  ".join(left))
+
+
+@pytest.fixture(params=["fork", "spawn", "forkserver"])
+def start_method(request: pytest.FixtureRequest) -> BaseContext:
+    """Context of `multiprocessing` for each way to start a process."""
+    return cast("BaseContext", multiprocessing.get_context(request.param))
+
+
+@pytest.fixture
+def store_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A directory for `Store(directory=...)`, in which no file of ours may be left."""
+    directory = str(tmp_path_factory.mktemp("blocks"))
+    yield directory
+    gc.collect()
+    wait_until(
+        lambda: not leaks.shm_entries(directory=directory),
+        _DEADLINE,
+        lambda: f"left in {directory}: {sorted(leaks.shm_entries(directory=directory))}",
+    )
