@@ -113,7 +113,7 @@ def attached(store: int) -> int:
     return sum(1 for key in list(_attached) if key[0] == store)
 
 
-def mark_deleted(fd: int) -> None:
+def mark_deleted(fd: segments.Descriptor) -> None:
     """Tell those who still map the block that handles to it are stale. A foreign or damaged file is left alone."""
     size = segments.status(fd).st_size
     if size >= form.SIZE and segments.read(fd, 8, size - form.SIZE) == form.MAGIC:
@@ -163,7 +163,7 @@ def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segment
             try:
                 return _map_checked(member, key, fd, path)
             finally:
-                segments.close(fd)
+                fd.close()
     if member.state() != layout.OPEN:
         raise member.closed_error()
     raise _not_found(member, key, "is not there: it was deleted, or all who held it have gone")
@@ -189,14 +189,14 @@ def lookup(member: Membership, name: str) -> segments.Segment:
                     raise
                 last = identity_of(segments.status(fd))
             finally:
-                segments.close(fd)
+                fd.close()
     del hold
     if member.state() != layout.OPEN:
         raise member.closed_error()
     raise _not_found(member, key, "is not there")
 
 
-def _open_block(path: str) -> int:
+def _open_block(path: str) -> segments.Descriptor:
     try:
         return segments.open_existing(path)
     except (PermissionError, IsADirectoryError) as error:
@@ -207,7 +207,7 @@ def _open_block(path: str) -> int:
         raise
 
 
-def _map_checked(member: Membership, key: BlockKey, fd: int, path: str) -> segments.Segment:
+def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, path: str) -> segments.Segment:
     """Take the lease, check every field, map. The order matters: after the lease nobody removes it as unheld."""
     flocks.share(fd)
     info = segments.status(fd)
@@ -225,7 +225,7 @@ def _map_checked(member: Membership, key: BlockKey, fd: int, path: str) -> segme
     return register(segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, identity_of(info), {}))
 
 
-def _read_header(member: Membership, fd: int, info: os.stat_result, path: str) -> form.Header:
+def _read_header(member: Membership, fd: segments.Descriptor, info: os.stat_result, path: str) -> form.Header:
     try:
         if info.st_uid != member.key.uid:
             message = f"it belongs to user {info.st_uid}, not {member.key.uid}"
@@ -242,7 +242,7 @@ def _read_header(member: Membership, fd: int, info: os.stat_result, path: str) -
     return head
 
 
-def read_header(fd: int, size: int) -> form.Header:
+def read_header(fd: segments.Descriptor, size: int) -> form.Header:
     """Read and check the header of an open block of `size` bytes; raises `DamagedError`."""
     length = min(size, _TAIL)
     tail = segments.read(fd, length, size - length)
@@ -304,7 +304,7 @@ def delete(segment: segments.Segment) -> bool:
         removed = _leads_to(block.path, block.identity) and segments.unlink(block.path)
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
     finally:
-        segments.close(lock)
+        lock.close()
     if block.key.name is None:
         _drop_claims(block.member, f"{names.IN_FLIGHT}{block.key.block:016x}.")
     return removed
@@ -335,9 +335,9 @@ def delete_name(member: Membership, name: str) -> bool:
             segments.unlink(path)
             mark_deleted(fd)
         finally:
-            segments.close(fd)
+            fd.close()
     finally:
-        segments.close(lock)
+        lock.close()
     return True
 
 

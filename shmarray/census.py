@@ -87,7 +87,7 @@ def _stored_name(path: str) -> str:
     try:
         head = blocks.read_header(fd, segments.status(fd).st_size)
     finally:
-        segments.close(fd)
+        fd.close()
     name = contents.decode(head.meta).name
     if name is None:
         message = "the block has no name"
@@ -181,10 +181,10 @@ def _objection(member: Membership, kind: str, path: str) -> str | None:
             reason = _UNHELD
         return reason
     finally:
-        segments.close(fd)
+        fd.close()
 
 
-def _damage(member: Membership, kind: str, fd: int, size: int) -> str | None:
+def _damage(member: Membership, kind: str, fd: segments.Descriptor, size: int) -> str | None:
     try:
         head = blocks.read_header(fd, size)
         name = contents.decode(head.meta).name

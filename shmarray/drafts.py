@@ -87,7 +87,7 @@ class Draft:
                 self.temporary = path
             words.store(self._hold, layout.USED_AT, used + self.size)
         finally:
-            segments.close(lock)
+            lock.close()
 
     def write(self, data: memoryview, offset: int = 0) -> None:
         """Copy bytes into the block; a full file system is `StoreFullError`, also where nothing was reserved."""
@@ -164,16 +164,15 @@ class Draft:
                     blocks.mark_deleted(old)
             finally:
                 if old is not None:
-                    segments.close(old)
+                    old.close()
         finally:
-            segments.close(lock)
+            lock.close()
 
     def _abandon(self) -> None:
         if self.temporary is not None:
             segments.unlink(self.temporary)
             self.temporary = None
-        segments.close(self.fd)
-        self.fd = -1
+        self.fd.close()
 
     def __enter__(self) -> Self:
         """Begin to fill."""

@@ -72,7 +72,7 @@ def _make(directory: str, fallback: str, content: bytes, path: str, uid: int, *,
             segments.unlink(temporary)
         raise
     finally:
-        segments.close(fd)
+        fd.close()
     return segment
 
 
@@ -108,4 +108,4 @@ def _free_name(wanted: str, uid: int, name: str) -> None:
         flocks.wait_mark(fd, layout.NAME_MARK)
         reaper.release_name(fd, uid, name)
     finally:
-        segments.close(fd)
+        fd.close()

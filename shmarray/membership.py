@@ -61,7 +61,7 @@ def _left(lease: weakref.ref[segments.Segment]) -> None:
             return  # the guardian, the next store or `shmarray gc` does it: nothing here may raise
 
 
-def lease(fd: int, size: int, path: str, uid: int) -> segments.Segment:
+def lease(fd: segments.Descriptor, size: int, path: str, uid: int) -> segments.Segment:
     """Map a file whose lease `fd` has taken, and watch the mapping's end."""
     segment = segments.map_shared(fd, size)
     _Lease(segment, path, uid)
@@ -141,7 +141,7 @@ class Membership:
         if leases:
             words.store(leases[0], layout.GUARDIAN_AT, pid)
 
-    def open_control(self) -> int:
+    def open_control(self) -> segments.Descriptor:
         """Open the control file anew, for a kernel lock; the caller closes it."""
         with exhaustion.explained(self.control.directory, 0):
             try:
@@ -149,13 +149,13 @@ class Membership:
             except FileNotFoundError:
                 raise self.closed_error() from None
 
-    def exclusively(self, mark: int) -> int:
+    def exclusively(self, mark: int) -> segments.Descriptor:
         """Enter a critical section of the whole store; the caller leaves it by closing the descriptor. Death leaves it too."""
         fd = self.open_control()
         try:
             flocks.wait_mark(fd, mark)
         except BaseException:
-            segments.close(fd)
+            fd.close()
             raise
         return fd
 
@@ -182,7 +182,7 @@ class Membership:
                     else:
                         return None
                 finally:
-                    segments.close(fd)
+                    fd.close()
             return self._slot[:2]
 
     def slots_alive(self, wanted: list[int]) -> dict[int, int]:
@@ -192,7 +192,7 @@ class Membership:
             page = segments.read(fd, layout.SIZE, 0)
             alive = [slot for slot in wanted if flocks.is_marked(fd, layout.SLOT_MARK + slot)]
         finally:
-            segments.close(fd)
+            fd.close()
         at = layout.EPOCHS_AT
         return {slot: int.from_bytes(page[at + 8 * slot : at + 8 * slot + 8], "little") for slot in alive}
 
@@ -221,7 +221,7 @@ class Membership:
             try:
                 reaper.release_name(fd, self.key.uid, self.control.name)
             finally:
-                segments.close(fd)
+                fd.close()
         reaper.remove_blocks(self.control.directory, self.key)
         if not segments.exists(reaper.control_path(self.key)) and self.control.directory != segments.SHM_DIRECTORY:
             segments.unlink(reaper.claim_path(self.control.directory, self.key))
@@ -267,7 +267,7 @@ def _take_lease(path: str, size: int, uid: int) -> segments.Segment:
         # The mapping ends with this process; the control file is what a last look has to be taken at.
         return lease(fd, size, path if path.endswith(names.CONTROL) else "", uid)
     finally:
-        segments.close(fd)
+        fd.close()
 
 
 def _rejoin_all() -> None:
@@ -278,7 +278,7 @@ def _rejoin_all() -> None:
 processes.after_fork_in_child(_rejoin_all)
 
 
-def open_file(path: str, *, write: bool = False) -> int:
+def open_file(path: str, *, write: bool = False) -> segments.Descriptor:
     """Open a control file; raises `CorruptBlockError` for what is no file or may not be opened."""
     try:
         return segments.open_existing(path, write=write)
@@ -296,7 +296,7 @@ def _unusable(path: str, reason: str) -> CorruptBlockError:
     )
 
 
-def read_file(fd: int, path: str, uid: int) -> tuple[layout.Control, int]:
+def read_file(fd: segments.Descriptor, path: str, uid: int) -> tuple[layout.Control, int]:
     """Read a control file; raises `CorruptBlockError` for what is none, or another user's."""
     info = segments.status(fd)
     try:
@@ -334,7 +334,7 @@ def join(key: names.StoreKey) -> Membership:
         if state == layout.OPEN and not flocks.is_marked(fd, layout.OWNER_MARK):
             state = layout.DEAD
     finally:
-        segments.close(fd)
+        fd.close()
     if state != layout.OPEN:
         raise _gone(key, control.name, dead=state == layout.DEAD)
     try:
@@ -368,7 +368,7 @@ def find(name: str) -> names.StoreKey:
         if state != layout.OPEN or not flocks.is_marked(fd, layout.OWNER_MARK):
             raise _no_store(name)
     finally:
-        segments.close(fd)
+        fd.close()
     return names.StoreKey(uid, control.store)
 
 

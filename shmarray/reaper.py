@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
     reason: str
 
 
-def _open_own(path: str, uid: int) -> int | None:
+def _open_own(path: str, uid: int) -> segments.Descriptor | None:
     """Open a file of that user; None if it is not there, a symbolic link, not a file or another user's."""
     try:
         fd = segments.open_existing(path)
@@ -57,7 +57,7 @@ def _open_own(path: str, uid: int) -> int | None:
         ours = info.st_uid == uid and segments.is_regular(info)
     finally:
         if not ours:
-            segments.close(fd)
+            fd.close()
     return fd if ours else None
 
 
@@ -75,7 +75,7 @@ def remove_if_unheld(path: str, uid: int, *, draft: bool = False) -> bool:
             return False
         return segments.unlink(path)
     finally:
-        segments.close(fd)
+        fd.close()
 
 
 def last_one_out(path: str, uid: int) -> None:
@@ -167,7 +167,7 @@ def name_path(uid: int, name: str) -> str:
     return os.path.join(segments.SHM_DIRECTORY, names.store_link(uid, name))
 
 
-def release_name(fd: int, uid: int, name: str | None) -> bool:
+def release_name(fd: segments.Descriptor, uid: int, name: str | None) -> bool:
     """Remove the second link to the control file open as `fd`, and never that of another store of the same name.
 
     All who remove such a link hold the mark of the file it leads to, so between the look and the removal it cannot change.
@@ -207,10 +207,10 @@ def finish(path: str, uid: int) -> Outcome:
             return Outcome(nobody, removed=False, blocks=0, bytes=0, reason="it is a copy of another control file")
         return _finish_locked(fd, key, record)
     finally:
-        segments.close(fd)
+        fd.close()
 
 
-def _is_copy(fd: int, key: names.StoreKey) -> bool:
+def _is_copy(fd: segments.Descriptor, key: names.StoreKey) -> bool:
     mine = segments.status(fd)
     try:
         true = segments.status_of(control_path(key))
@@ -219,7 +219,7 @@ def _is_copy(fd: int, key: names.StoreKey) -> bool:
     return (true.st_dev, true.st_ino) != (mine.st_dev, mine.st_ino)
 
 
-def _finish_locked(fd: int, key: names.StoreKey, record: layout.Control) -> Outcome:
+def _finish_locked(fd: segments.Descriptor, key: names.StoreKey, record: layout.Control) -> Outcome:
     claim = None
     if record.directory != segments.SHM_DIRECTORY:
         claim = _open_own(claim_path(record.directory, key), key.uid)
@@ -234,7 +234,7 @@ def _finish_locked(fd: int, key: names.StoreKey, record: layout.Control) -> Outc
         segments.unlink(control_path(key))
     finally:
         if claim is not None:
-            segments.close(claim)
+            claim.close()
     return Outcome(key, removed=True, blocks=count, bytes=size, reason="")
 
 
@@ -278,5 +278,5 @@ def _collect_claims(uid: int, directory: str) -> list[Outcome]:
             else:
                 outcomes.append(Outcome(key, removed=False, blocks=0, bytes=0, reason="a process takes part in it"))
         finally:
-            segments.close(fd)
+            fd.close()
     return outcomes

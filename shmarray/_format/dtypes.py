@@ -70,7 +70,9 @@ def encode_dtype(dtype: np.dtype[Any]) -> EncodedDType:
     >>> encode_dtype(np.dtype(">u2")), encode_dtype(np.dtype(("f4", (2, 3))))
     ('>u2', ['<f4', [2, 3]])
     """
-    check_dtype(dtype)
+    if dtype.num in _PLAIN and dtype.names is None and dtype.itemsize >= 0:  # nearly always, so it is kept short
+        return _spelling(dtype.str, dtype.char)
+    _check(dtype, "", 0)
     return _encode(dtype)
 
 

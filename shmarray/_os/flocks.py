@@ -16,6 +16,15 @@ import fcntl
 import os
 import struct
 import time
+from typing import Protocol
+
+
+class HasFileno(Protocol):
+    """An open file, whoever owns it."""
+
+    def fileno(self) -> int:
+        """Number of its descriptor."""
+
 
 _FLOCK = struct.Struct("hhqqi4x")
 _FIRST_MARK = 1 << 40  # beyond the end of every file of ours; locks may lie there
@@ -23,7 +32,7 @@ PATIENCE = 10.0
 """Seconds to wait for a janitor's exclusive lock; it holds one for microseconds, unless it was stopped."""
 
 
-def share(fd: int) -> None:
+def share(fd: HasFileno) -> None:
     """Take the lease. Waits while a janitor looks at the file; raises `TimeoutError` after `PATIENCE` seconds."""
     # flock has no timed wait, so this asks again, at growing distance. The first try succeeds unless a janitor is there.
     pause, deadline = 20e-6, None
@@ -35,7 +44,7 @@ def share(fd: int) -> None:
             if deadline is None:
                 deadline = now + PATIENCE
             elif now > deadline:
-                message = f"a process has held the exclusive lock of descriptor {fd} for {PATIENCE:.0f} s; is it stopped?"
+                message = f"a process has held the exclusive lock of descriptor {fd.fileno()} for {PATIENCE:.0f} s; is it stopped?"
                 raise TimeoutError(message) from None
             time.sleep(pause)
             pause = min(2 * pause, 2e-3)
@@ -43,7 +52,7 @@ def share(fd: int) -> None:
             return
 
 
-def try_exclusive(fd: int) -> bool:
+def try_exclusive(fd: HasFileno) -> bool:
     """Take the exclusive lock if nobody holds a lease: true is the kernel's proof that no mapping of the file exists."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,7 +61,7 @@ def try_exclusive(fd: int) -> bool:
     return True
 
 
-def mark(fd: int, number: int) -> bool:
+def mark(fd: HasFileno, number: int) -> bool:
     """Take mark `number` on this open file description unless another description has it."""
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _FIRST_MARK + number, 1, 0))
@@ -61,12 +70,12 @@ def mark(fd: int, number: int) -> bool:
     return True
 
 
-def wait_mark(fd: int, number: int) -> None:
+def wait_mark(fd: HasFileno, number: int) -> None:
     """Take mark `number`, waiting for whoever has it; the kernel frees it when they end. A signal's handler may raise."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _FIRST_MARK + number, 1, 0))
 
 
-def is_marked(fd: int, number: int) -> bool:
+def is_marked(fd: HasFileno, number: int) -> bool:
     """Say whether some other open file description holds mark `number`."""
     request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _FIRST_MARK + number, 1, 0)
     answer = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, request))

@@ -13,9 +13,9 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import stat
 import sys
-import threading
 from typing import Any
 
 from shmarray._os import flocks
@@ -34,49 +34,32 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 
 
-# Descriptors this module has open now, and the thread that opened each. A child forked meanwhile closes those of other
-# threads, which do not go on in it: else it would hold, for its whole life, the locks that hang on them. No lock guards the
-# table, for finalizers come here too; a thread that is between opening and noting is in `_limbo`, and makes the child look for
-# itself at what is open.
-_open: dict[int, int] = {}
-_limbo: dict[int, int] = {}
+Descriptor = select.epoll
+"""An open file of ours. Not for polling: of the standard library's types it is the one whose C destructor closes any
+descriptor, silently; so no exception out of a signal handler, at whatever moment, leaves a descriptor open with the locks that
+hang on it. Its own `close()` is a call into C, which no handler can come before."""
+
+# Whether there are other threads, just before a fork.
+_threaded = [False]
 
 
-def _opened(path: str, flags: int) -> int:
-    me = threading.get_ident()
-    _limbo[me] = _limbo.get(me, 0) + 1
-    try:
-        fd = os.open(path, flags | os.O_CLOEXEC, _MODE)
-        _open[fd] = me
-    finally:
-        _limbo[me] -= 1
-    return fd
+def _opened(path: str, flags: int) -> Descriptor:
+    # Two iterators in C: between opening and owning there is no bytecode, and so no moment for a signal handler.
+    return next(map(Descriptor.fromfd, map(os.open, (path,), (flags | os.O_CLOEXEC,), (_MODE,))))
 
 
-def close(fd: int) -> None:
-    """Close a descriptor."""
-    me = threading.get_ident()
-    _limbo[me] = _limbo.get(me, 0) + 1
-    try:
-        _open.pop(fd, None)  # first: once closed, its number may be another's
-        os.close(fd)
-    finally:
-        _limbo[me] -= 1
+def _note_threads() -> None:
+    _threaded[0] = len(sys._current_frames()) > 1
 
 
 def _close_of_other_threads() -> None:
-    me = threading.get_ident()
-    doubtful = any(count for thread, count in _limbo.items() if thread != me)
-    for fd, thread in list(_open.items()):
-        if thread != me:
-            del _open[fd]
-            os.close(fd)
-    for thread in list(_limbo):
-        if thread != me:
-            del _limbo[thread]
-    if doubtful:
+    """In a forked child: close what other threads of the parent had open for a moment.
+
+    They do not go on here, and the locks that hang on the descriptors would live as long as the child.
+    """
+    if _threaded[0]:
         for fd in map(int, os.listdir("/proc/self/fd")):
-            if fd not in _open and _is_ours(fd):
+            if _is_ours(fd):
                 os.close(fd)
 
 
@@ -90,7 +73,7 @@ def _is_ours(fd: int) -> bool:
     return unnamed or name.startswith("shmarray.")
 
 
-os.register_at_fork(after_in_child=_close_of_other_threads)
+os.register_at_fork(before=_note_threads, after_in_child=_close_of_other_threads)
 
 
 class Segment(mmap.mmap):
@@ -102,7 +85,7 @@ class Segment(mmap.mmap):
     tag: Any
 
 
-def create_leased(directory: str, fallback: str) -> tuple[int, str | None]:
+def create_leased(directory: str, fallback: str) -> tuple[Descriptor, str | None]:
     """Make an empty file with no name in `directory`, and take its lease; returns its descriptor and None.
 
     On a file system without `O_TMPFILE` the file gets the name `fallback` there, whose path is returned instead of None.
@@ -112,17 +95,17 @@ def create_leased(directory: str, fallback: str) -> tuple[int, str | None]:
         try:
             flocks.share(fd)
             # A file with a name may have been swept as dead before it was locked: then once more.
-            if path is None or os.fstat(fd).st_nlink:
+            if path is None or status(fd).st_nlink:
                 return fd, path
         except BaseException:
-            close(fd)
+            fd.close()
             if path is not None:
                 unlink(path)
             raise
-        close(fd)
+        fd.close()
 
 
-def _create(directory: str, fallback: str) -> tuple[int, str | None]:
+def _create(directory: str, fallback: str) -> tuple[Descriptor, str | None]:
     try:
         return _opened(directory, os.O_TMPFILE | os.O_RDWR | _SIGNATURE), None
     except OSError as error:
@@ -132,15 +115,15 @@ def _create(directory: str, fallback: str) -> tuple[int, str | None]:
     return _opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW), path
 
 
-def open_existing(path: str, *, write: bool = True) -> int:
+def open_existing(path: str, *, write: bool = True) -> Descriptor:
     """Open a file for reading and writing, or only for reading, never through a symbolic link."""
     mode = os.O_RDWR if write else os.O_RDONLY
     return _opened(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def status(fd: int) -> os.stat_result:
+def status(fd: Descriptor) -> os.stat_result:
     """Size, link count, owner and identity of an open file."""
-    return os.fstat(fd)
+    return os.fstat(fd.fileno())
 
 
 def status_of(path: str) -> os.stat_result:
@@ -158,38 +141,38 @@ def exists(path: str) -> bool:
     return os.path.lexists(path)
 
 
-def resize(fd: int, size: int) -> None:
+def resize(fd: Descriptor, size: int) -> None:
     """Set the length of a file without reserving anything."""
-    os.ftruncate(fd, size)
+    os.ftruncate(fd.fileno(), size)
 
 
-def reserve(fd: int, offset: int, size: int) -> None:
+def reserve(fd: Descriptor, offset: int, size: int) -> None:
     """Give the bytes `offset` to `offset + size` real memory now, as zeros; ENOSPC when there is not enough."""
     end = offset + size
     while offset < end:
         piece = min(_RESERVE_PIECE, end - offset)
-        os.posix_fallocate(fd, offset, piece)
+        os.posix_fallocate(fd.fileno(), offset, piece)
         offset += piece
 
 
-def write(fd: int, data: memoryview | bytes, offset: int) -> None:
+def write(fd: Descriptor, data: memoryview | bytes, offset: int) -> None:
     """Write all of `data` at `offset`; reserves as it goes, so a full file system is ENOSPC."""
     view = memoryview(data)
     done = 0
     while done < len(view):
-        done += os.pwrite(fd, view[done : done + _WRITE_PIECE], offset + done)
+        done += os.pwrite(fd.fileno(), view[done : done + _WRITE_PIECE], offset + done)
 
 
-def read(fd: int, size: int, offset: int) -> bytes:
+def read(fd: Descriptor, size: int, offset: int) -> bytes:
     """Read up to `size` bytes at `offset`."""
-    return os.pread(fd, size, offset)
+    return os.pread(fd.fileno(), size, offset)
 
 
-def publish(fd: int, path: str, temporary: str | None = None) -> None:
+def publish(fd: Descriptor, path: str, temporary: str | None = None) -> None:
     """Give an unnamed file its name, complete from the first moment; `FileExistsError` if the name is taken."""
     if temporary is None:
         # AT_SYMLINK_FOLLOW through /proc names an O_TMPFILE; src_dir_fd makes CPython call linkat and not link.
-        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+        os.link(f"/proc/self/fd/{fd.fileno()}", path, src_dir_fd=fd.fileno(), follow_symlinks=True)
     else:
         os.link(temporary, path)
         unlink(temporary)
@@ -219,16 +202,16 @@ def entries(directory: str, prefix: str) -> list[str]:
     return [name for name in os.listdir(directory) if name.startswith(prefix)]
 
 
-def map_shared(fd: int, size: int) -> Segment:
+def map_shared(fd: Descriptor, size: int) -> Segment:
     """Map the first `size` bytes, readable and writable by all who map the file; the descriptor may be closed after."""
     if sys.version_info >= (3, 13):
-        return Segment(fd, size, trackfd=False)
+        return Segment(fd.fileno(), size, trackfd=False)
     # Before 3.13 an mmap object keeps a duplicate of the descriptor. So take an anonymous one, which keeps none, and lay
     # the file's pages over it in place: its C destructor unmaps them like its own.
     # No memory is set aside for it, so that a file larger than all memory can be mapped.
     segment = Segment(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     address = address_of(segment)
-    placed = _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, 0)
+    placed = _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd.fileno(), 0)
     if placed != address:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

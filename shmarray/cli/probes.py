@@ -38,13 +38,12 @@ class _Bench:
         self.published = os.path.join(directory, names.draft(key, os.urandom(8).hex()))
         self.fd, self.temporary = segments.create_leased(directory, self.fallback)
 
-    def again(self) -> int:
+    def again(self) -> segments.Descriptor:
         """Open the file once more, as another process would."""
         return segments.open_existing(self.temporary or self.published)
 
     def close(self) -> None:
-        if self.fd >= 0:
-            segments.close(self.fd)
+        self.fd.close()
         segments.unlink(self.published)
         if self.temporary is not None:
             segments.unlink(self.temporary)
@@ -74,8 +73,7 @@ def _lease(bench: _Bench) -> str:
     segments.resize(bench.fd, segments.PAGE)
     marked = flocks.mark(bench.fd, 0)
     memory = segments.map_shared(bench.fd, segments.PAGE)
-    segments.close(bench.fd)
-    bench.fd = -1
+    bench.fd.close()
     while_mapped = _free(bench), _marked(bench)
     del memory
     after = _free(bench), _marked(bench)
@@ -89,7 +87,7 @@ def _free(bench: _Bench) -> bool:
     try:
         return flocks.try_exclusive(fd)
     finally:
-        segments.close(fd)
+        fd.close()
 
 
 def _marked(bench: _Bench) -> bool:
@@ -97,7 +95,7 @@ def _marked(bench: _Bench) -> bool:
     try:
         return flocks.is_marked(fd, 0)
     finally:
-        segments.close(fd)
+        fd.close()
 
 
 def _inotify(bench: _Bench) -> str:
@@ -105,7 +103,7 @@ def _inotify(bench: _Bench) -> str:
     if watch is None:
         return "an inotify instance (fs.inotify.max_user_instances is used up?)"
     try:
-        segments.close(bench.again())
+        bench.again().close()
         return "" if _readable(watch) else "an event (inotify) when a file is let go of"
     finally:
         os.close(watch)

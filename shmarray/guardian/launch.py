@@ -95,7 +95,7 @@ def guardian_of(member: Membership) -> int | None:
         marked = flocks.is_marked(fd, layout.GUARDIAN_MARK)
         page = segments.read(fd, layout.SIZE, 0)
     finally:
-        segments.close(fd)
+        fd.close()
     pid = int.from_bytes(page[layout.GUARDIAN_AT : layout.GUARDIAN_AT + words.WORD], "little")
     # In its first milliseconds it holds no mark yet.
     return pid if marked or (pid and path in processes.command(pid)) else None

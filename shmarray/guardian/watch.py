@@ -29,7 +29,7 @@ _SHARE = 20  # a sweep of t seconds is followed by at least 20 t of rest
 class Guard:
     """One guardian at its store."""
 
-    def __init__(self, path: str, uid: int, fd: int, control: layout.Control) -> None:
+    def __init__(self, path: str, uid: int, fd: segments.Descriptor, control: layout.Control) -> None:
         """Watch the control file open as `fd`."""
         self.path = path
         self.uid = uid
@@ -54,7 +54,7 @@ class Guard:
         try:
             reaper.release_name(fd, self.uid, self.control.name)
         finally:
-            segments.close(fd)
+            fd.close()
 
     def sweep(self) -> bool:
         """Remove what may be removed now; true when the store is gone and the guardian's work done."""
@@ -82,7 +82,7 @@ class Guard:
         try:
             return flocks.try_exclusive(fd)
         finally:
-            segments.close(fd)
+            fd.close()
 
 
 def main(path: str, uid: int, pid: int, start: int) -> None:

@@ -80,4 +80,4 @@ def is_free(path: str) -> bool:
     try:
         return flocks.try_exclusive(fd)
     finally:
-        segments.close(fd)
+        fd.close()

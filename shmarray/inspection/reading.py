@@ -79,7 +79,7 @@ class Reader:
                 info = segments.status(fd)
                 facts = self._read(kind, fd, info)
             finally:
-                segments.close(fd)
+                fd.close()
             block = Block(file=path, unclaimed=unclaimed, **self._judged(path, facts, unclaimed))
             # What was deleted or replaced while it was read is not what this name stands for now.
             if identity(path) == (info.st_dev, info.st_ino):
@@ -103,7 +103,7 @@ class Reader:
             reason="its array was deleted, and this handle to it stayed",
         )
 
-    def _read(self, kind: str, fd: int, info: os.stat_result) -> dict[str, Any]:
+    def _read(self, kind: str, fd: segments.Descriptor, info: os.stat_result) -> dict[str, Any]:
         """Read an open block: fields of `Block`."""
         if not segments.is_regular(info) or not kind.startswith(_BLOCKS):
             return {"state": "damaged", "reason": "no block is a file like that"}

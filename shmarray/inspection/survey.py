@@ -112,7 +112,7 @@ class _Look:
                 raise ValueError(message)
             page = segments.read(fd, layout.SIZE + 1, 0)
         finally:
-            segments.close(fd)
+            fd.close()
         return layout.unpack(page)[0], page, info
 
     def _store(self, key: StoreKey, path: str) -> Store | None:
@@ -218,7 +218,7 @@ def _marks(path: str) -> tuple[bool, bool]:
     try:
         return flocks.is_marked(fd, layout.OWNER_MARK), flocks.is_marked(fd, layout.GUARDIAN_MARK)
     finally:
-        segments.close(fd)
+        fd.close()
 
 
 def _owner(record: layout.Control, *, owned: bool) -> Process:
