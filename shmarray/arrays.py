@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from shmarray import blocks, contents, membership
+from shmarray import blocks, contents, deletion, membership
 from shmarray._format.dtypes import decode_dtype, encode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
 from shmarray._os import segments
@@ -113,13 +113,15 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
 
         Raises `ValueError` for private memory.
         """
-        blocks.delete(self._shared("no block to unlink"))
+        deletion.delete(self._shared("no block to unlink"))
 
     def __enter__(self) -> Self:
         """Begin a scope that frees the array at its end."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Delete the array for everyone."""
         self.unlink()
 
@@ -193,7 +195,9 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
 
 
 def _place(segment: segments.Segment, dtype: np.dtype[Any], layout: layouts.Layout) -> SharedArray:
-    return SharedArray.__new__(SharedArray, layout.shape, dtype, contents.root_of(segment), layout.offset, layout.strides)
+    return SharedArray.__new__(
+        SharedArray, layout.shape, dtype, contents.root_of(segment), layout.offset, layout.strides
+    )
 
 
 def leaf(segment: segments.Segment, index: int) -> SharedArray:
@@ -227,7 +231,9 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     segment = blocks.attach(membership.join(block_key.store_key), block_key)
     dtype = contents.describe(segment).leaves[0][0] if view.dtype is None else decode_dtype(view.dtype)
     try:
-        array = SharedArray.__new__(SharedArray, view.shape, dtype, contents.root_of(segment), view.offset, view.strides)
+        array = SharedArray.__new__(
+            SharedArray, view.shape, dtype, contents.root_of(segment), view.offset, view.strides
+        )
     except (ValueError, TypeError) as error:
         raise contents.undescribed(segment.tag, error) from None
     if not view.writeable:
@@ -238,5 +244,7 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
 def put(member: Membership, value: Any, name: str | None, *, replace: bool = False) -> SharedArray:
     """Copy an array into a new block; layout (C, Fortran or any other axis order) is kept."""
     array = contents.plain(value)
-    segment = contents.create(member, name, [(array.dtype, contents.layout_like(array))], sources=[array], replace=replace)
+    segment = contents.create(
+        member, name, [(array.dtype, contents.layout_like(array))], sources=[array], replace=replace
+    )
     return leaf(segment, 0)

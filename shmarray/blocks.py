@@ -8,7 +8,7 @@ Owns: the life cycle of a block in this process and in the file system, and the 
     in flight    `h.ID.RANDOM` besides         `offer`: one more link       the link keeps it until it is claimed
     claimed      the link removed again        `attach` by that link        mapped before the link goes: never unheld between
     superseded   name moved to another block   `Draft.publish(replace)`     one rename: old or new, never neither
-    deleted      name removed, then marked     `delete`                     unmarked: stale handles find no name anyway
+    deleted      name removed, then marked     `deletion`                   unmarked: stale handles find no name anyway
 
 A block is closed (unmapped) by C code when the last view in the process dies, and unlinked by whoever `reaper` allows.
 Must not know: NumPy, dtypes, what a description says.
@@ -22,16 +22,14 @@ import os
 import weakref
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from shmarray import exhaustion, membership, reaper
+from shmarray import controls, exhaustion, reaper
 from shmarray._format import control as layout
 from shmarray._format import header as form
-from shmarray._format import names
 from shmarray._format.handle import BlockKey
 from shmarray._os import flocks, segments, words
-from shmarray.errors import ArrayNotFoundError, CorruptBlockError, StoreClosedError
+from shmarray.errors import ArrayNotFoundError, CorruptBlockError
 
 if TYPE_CHECKING:
-
     from shmarray.membership import Membership
 
 _TAIL = 2048  # one read fetches header and description of nearly every block
@@ -128,7 +126,10 @@ def _not_found(member: Membership, key: BlockKey, reason: str) -> ArrayNotFoundE
         else "Keep the array alive until its handle has been loaded, or give it a name."
     )
     return ArrayNotFoundError(
-        f"{what} {reason} in {member.label}", remedy=remedy, name=key.name, store=member.control.name or f"{key.store:016x}"
+        f"{what} {reason} in {member.label}",
+        remedy=remedy,
+        name=key.name,
+        store=member.control.name or f"{key.store:016x}",
     )
 
 
@@ -157,7 +158,7 @@ def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segment
     with exhaustion.explained(member.control.directory, 0):
         for candidate in (path,) if claim is None else (claim, path):
             try:
-                fd = _open_block(candidate)
+                fd = open_block(candidate)
             except FileNotFoundError:
                 continue
             try:
@@ -178,7 +179,7 @@ def lookup(member: Membership, name: str) -> segments.Segment:
     while True:
         with exhaustion.explained(member.control.directory, 0):
             try:
-                fd = _open_block(path)
+                fd = open_block(path)
             except FileNotFoundError:
                 break
             try:
@@ -196,13 +197,14 @@ def lookup(member: Membership, name: str) -> segments.Segment:
     raise _not_found(member, key, "is not there")
 
 
-def _open_block(path: str) -> segments.Descriptor:
+def open_block(path: str) -> segments.Descriptor:
+    """Open a block; raises `CorruptBlockError` for what is no file or may not be opened."""
     try:
         return segments.open_existing(path)
     except (PermissionError, IsADirectoryError) as error:
         raise corrupt(path, os.strerror(error.errno or 0)) from None
     except OSError as error:
-        if error.errno in membership.NOT_A_FILE:
+        if error.errno in controls.NOT_A_FILE:
             raise corrupt(path, os.strerror(error.errno)) from None
         raise
 
@@ -286,75 +288,3 @@ def offer(segment: segments.Segment) -> BlockKey:
         segments.unlink(claim)
         raise block.member.closed_error()
     return key
-
-
-def delete(segment: segments.Segment) -> bool:
-    """Remove an attached block's name, and the links in flight; false if it was deleted or replaced before."""
-    block: Block = segment.tag
-    if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
-        return False
-    try:
-        lock = block.member.exclusively(layout.CHANGE_MARK)
-    except StoreClosedError:
-        return False
-    try:
-        if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
-            return False
-        # A replacer may have died between moving the name and marking this block: the name is then another's.
-        removed = _leads_to(block.path, block.identity) and segments.unlink(block.path)
-        words.store(segment, form.state_offset(block.file_size), form.DELETED)
-    finally:
-        lock.close()
-    if block.key.name is None:
-        _drop_claims(block.member, f"{names.IN_FLIGHT}{block.key.block:016x}.")
-    return removed
-
-
-def _leads_to(path: str, identity: tuple[int, int]) -> bool:
-    try:
-        return identity_of(segments.status_of(path)) == identity
-    except FileNotFoundError:
-        return False
-
-
-def delete_name(member: Membership, name: str) -> bool:
-    """Remove the block of that name, whatever it is; false if there is none."""
-    path = member.block_prefix + names.NAMED + names.encode(name)
-    lock = member.exclusively(layout.CHANGE_MARK)
-    try:
-        try:
-            fd = _open_block(path)
-        except FileNotFoundError:
-            return False
-        except CorruptBlockError as error:
-            try:
-                return segments.unlink(path)
-            except OSError:
-                raise error from None
-        try:
-            segments.unlink(path)
-            mark_deleted(fd)
-        finally:
-            fd.close()
-    finally:
-        lock.close()
-    return True
-
-
-def has_name(member: Membership, name: str) -> bool:
-    """Say whether there is a block of that name now."""
-    return segments.exists(member.block_prefix + names.NAMED + names.encode(name))
-
-
-def _drop_claims(member: Membership, kind: str) -> int:
-    directory, prefix = os.path.split(member.block_prefix + kind)
-    return sum(segments.unlink(os.path.join(directory, entry)) for entry in segments.entries(directory, prefix))
-
-
-def release_unclaimed(member: Membership) -> int:
-    """Remove every link in flight, then the anonymous blocks that nobody maps; returns how many links."""
-    hold = member.require_open()
-    removed = _drop_claims(member, names.IN_FLIGHT)
-    reaper.remove_unheld(member.control.directory, member.key)
-    del hold
-    return removed

@@ -30,7 +30,9 @@ class Constructors:
         """Give the membership of an open store."""
         raise NotImplementedError
 
-    def empty(self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None) -> SharedArray:
+    def empty(
+        self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None
+    ) -> SharedArray:
         """Make an array without setting its elements; like `numpy.empty`. In fresh memory they are zero.
 
         Raises `ShapeError`, `DTypeError`, `ArrayNameError`, `ArrayExistsError`, `StoreFullError`, `StoreClosedError`.
@@ -42,7 +44,9 @@ class Constructors:
         """
         return self._make(shape, dtype, order, name)
 
-    def zeros(self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None) -> SharedArray:
+    def zeros(
+        self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None
+    ) -> SharedArray:
         """Make an array of zeros; like `numpy.zeros`. Raises as `empty` does."""
         return self._make(shape, dtype, order, name)
 
@@ -51,7 +55,13 @@ class Constructors:
         return self._make(shape, dtype, order, name, 1)
 
     def full(
-        self, shape: Any, fill_value: Any, dtype: DTypeLike | None = None, order: Order = "C", *, name: str | None = None
+        self,
+        shape: Any,
+        fill_value: Any,
+        dtype: DTypeLike | None = None,
+        order: Order = "C",
+        *,
+        name: str | None = None,
     ) -> SharedArray:
         """Make an array filled with a value; like `numpy.full`. Raises as `empty` does."""
         kind = np.asarray(fill_value).dtype if dtype is None else dtype
@@ -107,7 +117,13 @@ class Constructors:
         return self._make_like(a, dtype, order, shape, name, fill_value)
 
     def _make_like(
-        self, prototype: ArrayLike, dtype: DTypeLike | None, order: LikeOrder, shape: Any, name: str | None, value: Any = None
+        self,
+        prototype: ArrayLike,
+        dtype: DTypeLike | None,
+        order: LikeOrder,
+        shape: Any,
+        name: str | None,
+        value: Any = None,
     ) -> SharedArray:
         model = np.asarray(prototype)
         lengths = layouts.check_shape(model.shape if shape is None else shape)

@@ -74,7 +74,9 @@ class Draft:
         try:
             used = words.load(self._hold, layout.USED_AT)
             if used + self.size > capacity:
-                used = sum(item.nbytes for item in exhaustion.holdings(self.member.control.directory, self.member.key.prefix))
+                used = sum(
+                    item.nbytes for item in exhaustion.holdings(self.member.control.directory, self.member.key.prefix)
+                )
             if used + self.size > capacity:
                 words.store(self._hold, layout.USED_AT, used)
                 what = f"the capacity of {self.member.label} is exhausted"
@@ -118,7 +120,9 @@ class Draft:
             segments.write(self.fd, data, offset)
             segment = segments.map_shared(self.fd, self.size)
         identity = blocks.identity_of(segments.status(self.fd))
-        return blocks.register(segment, blocks.Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, {}))
+        return blocks.register(
+            segment, blocks.Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, {})
+        )
 
     def publish(self, segment: segments.Segment, *, replace: bool = False) -> None:
         """Make the block visible under its name, whole, in one step.
@@ -178,7 +182,9 @@ class Draft:
         """Begin to fill."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the descriptor; the mapping holds the lease from here on. What was not published is gone."""
         self._abandon()
 

@@ -114,7 +114,13 @@ def explaining(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def full(
-    what: str, directory: str, asked: int, *, limit: int | None = None, used: int | None = None, prefix: str | None = None
+    what: str,
+    directory: str,
+    asked: int,
+    *,
+    limit: int | None = None,
+    used: int | None = None,
+    prefix: str | None = None,
 ) -> StoreFullError:
     """Describe a lack of space; with `used`, `limit` is the capacity of the store of that `prefix`, so much of it in use."""
     space = limits.space(directory)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from shmarray import membership, reaper
+from shmarray import controls, membership, reaper
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, processes, segments
@@ -40,10 +40,14 @@ def found(name: str | None, directory: str, capacity: int | None, guard: str = "
     path = reaper.control_path(key)
     leases: list[segments.Segment] = []
     try:
-        leases.append(_make(segments.SHM_DIRECTORY, names.draft(key, _token()), layout.pack(control), path, uid, owner=True))
+        leases.append(
+            _make(segments.SHM_DIRECTORY, names.draft(key, _token()), layout.pack(control), path, uid, owner=True)
+        )
         if directory != segments.SHM_DIRECTORY:
             claim = reaper.claim_path(directory, key)
-            leases.append(_make(directory, names.draft(key, _token()), bytes(membership.CLAIM_SIZE), claim, uid, owner=False))
+            leases.append(
+                _make(directory, names.draft(key, _token()), bytes(membership.CLAIM_SIZE), claim, uid, owner=False)
+            )
         if name is not None:
             _claim_name(path, uid, name)
         member = Membership(key, control, tuple(leases), founder=os.getpid())
@@ -91,11 +95,11 @@ def _claim_name(path: str, uid: int, name: str) -> None:
 def _free_name(wanted: str, uid: int, name: str) -> None:
     """Take the name from a store that is dead, or in which there are still processes but no owner; raise if it has one."""
     try:
-        fd = membership.open_file(wanted, write=True)
+        fd = controls.open_file(wanted, write=True)
     except FileNotFoundError:
         return
     try:
-        control, state = membership.read_file(fd, wanted, uid)
+        control, state = controls.read_file(fd, wanted, uid)
         if reaper.finish(wanted, uid).removed:
             return
         if state == layout.OPEN and flocks.is_marked(fd, layout.OWNER_MARK):

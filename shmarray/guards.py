@@ -31,12 +31,11 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from shmarray._format import guard as form
-from shmarray._format import header
 from shmarray._os import futexes, mutexes, processes, segments
 from shmarray.errors import GuardError
+from shmarray.guardwords import GuardWords
 
 if TYPE_CHECKING:
-
     from shmarray.blocks import Block
 
 SLICE = 0.05
@@ -66,48 +65,14 @@ def _after_fork() -> None:
         guard.forget()
 
 
-class Guard:
+class Guard(GuardWords):
     """The guard of one block in this process. Made once for each mapping; valid as long as the mapping is."""
 
-    __slots__ = (
-        "__weakref__",
-        "_address",
-        "_draining",
-        "_entries",
-        "_holder",
-        "_local",
-        "_lock",
-        "_poison",
-        "_poisoned_at",
-        "_robust",
-        "_since",
-        "_slot",
-        "_table",
-        "_turn",
-        "depth",
-        "kept",
-        "key",
-        "member",
-        "owner",
-        "readers",
-    )
+    __slots__ = ("__weakref__", "_local", "_slot", "depth", "kept", "owner", "readers")
 
     def __init__(self, segment: segments.Segment) -> None:
-        """Find the guard's words. They are reached by address, so this object keeps the mapping alive for nobody."""
-        block: Block = segment.tag
-        self.member, self.key = block.member, block.key  # not the block, which keeps this object: no cycle
-        base = segments.address_of(segment) + block.file_size - header.SIZE + header.GUARD_AT
-        self._address = base
-        self._lock = base + form.LOCK
-        self._robust = ctypes.c_uint64.from_address(base + form.KIND).value == form.ROBUST
-        self._holder = ctypes.c_uint64.from_address(base + form.HOLDER)
-        self._since = ctypes.c_uint64.from_address(base + form.SINCE)
-        self._poison = ctypes.c_uint64.from_address(base + form.POISON)
-        self._poisoned_at = ctypes.c_uint64.from_address(base + form.POISONED_AT)
-        self._turn = ctypes.c_uint32.from_address(base + form.TURN)
-        self._draining = ctypes.c_uint32.from_address(base + form.DRAINING)
-        self._entries = (ctypes.c_uint16 * form.SLOTS).from_address(base + form.TABLE)
-        self._table = (ctypes.c_char * (2 * form.SLOTS)).from_address(base + form.TABLE)
+        """Find the guard of a block; nobody here holds it."""
+        super().__init__(segment)
         self.forget()
         _known.add(self)
 
@@ -316,27 +281,6 @@ class Guard:
         if self._draining.value:
             self._turn.value = (self._turn.value + 1) & 0xFFFF_FFFF
             futexes.wake(self._address + form.TURN)
-
-    # -- what is so ----------------------------------------------------------------------------------------------------
-
-    def holder(self) -> tuple[int, float] | None:
-        """Who has exclusive access, and since when (seconds since the epoch); None if nobody."""
-        since, pid = self._since.value, self._holder.value
-        return (pid, since / 1e9) if pid else None
-
-    def poison(self) -> tuple[int, float] | None:
-        """Who died at work and when that work began; None if the data are sound."""
-        pid = self._poison.value
-        return (pid, self._poisoned_at.value / 1e9) if pid else None
-
-    def heal(self) -> None:
-        """Declare the data sound, with exclusive access."""
-        self._poison.value = 0
-
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        return f"the array {self.key.name!r}" if self.key.name is not None else "this anonymous array"
 
     def _twice(self, what: str) -> GuardError:
         return GuardError(

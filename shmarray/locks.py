@@ -81,7 +81,9 @@ class WriteAccess(Access[T]):
                 raise self._poisoned(poison)
         return self._keep[0]
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Release. In a child forked inside the block there is nothing to release: the guard is the parent's."""
         if self._generation == guards.generation():
             if self._heal and kind is None:
@@ -110,7 +112,9 @@ class ReadAccess(Access[T]):
             raise self._poisoned(poison)
         return self._keep[0]
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Release. In a child forked inside the block there is nothing to release: the guard is the parent's."""
         if self._generation == guards.generation():
             self._guard.release_shared()
@@ -157,7 +161,9 @@ class Lock:
         """Take the lock."""
         return self.acquire()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Let the lock go."""
         self.release()
 

@@ -10,26 +10,20 @@ A forked child gets a lease of its own before it runs any of its code, so that p
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 
-from shmarray import exhaustion, reaper
+from shmarray import controls, exhaustion, reaper
 from shmarray._format import control as layout
 from shmarray._format import names
-from shmarray._format.header import DamagedError
 from shmarray._os import flocks, processes, segments, words
-from shmarray.errors import CorruptBlockError, StoreClosedError, StoreNotFoundError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from shmarray.errors import CorruptBlockError, StoreClosedError
 
 CLAIM_SIZE = 4096
-NOT_A_FILE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EISDIR)
 _joined: weakref.WeakValueDictionary[names.StoreKey, Membership] = weakref.WeakValueDictionary()
 _pins: dict[int, _Lease] = {}
 
@@ -278,36 +272,6 @@ def _rejoin_all() -> None:
 processes.after_fork_in_child(_rejoin_all)
 
 
-def open_file(path: str, *, write: bool = False) -> segments.Descriptor:
-    """Open a control file; raises `CorruptBlockError` for what is no file or may not be opened."""
-    try:
-        return segments.open_existing(path, write=write)
-    except OSError as error:
-        if error.errno not in NOT_A_FILE:
-            raise
-        raise _unusable(path, os.strerror(error.errno)) from None
-
-
-def _unusable(path: str, reason: str) -> CorruptBlockError:
-    return CorruptBlockError(
-        f"{path} cannot be used: {reason}",
-        remedy="Look at it with `python -m shmarray doctor`; remove the file yourself if you know what it is.",
-        path=path,
-    )
-
-
-def read_file(fd: segments.Descriptor, path: str, uid: int) -> tuple[layout.Control, int]:
-    """Read a control file; raises `CorruptBlockError` for what is none, or another user's."""
-    info = segments.status(fd)
-    try:
-        if info.st_uid != uid or not segments.is_regular(info):
-            message = f"it belongs to user {info.st_uid}, not {uid}"
-            raise DamagedError(message)
-        return layout.unpack(segments.read(fd, layout.SIZE + 1, 0))
-    except DamagedError as error:
-        raise _unusable(path, str(error)) from None
-
-
 @exhaustion.explaining
 def join(key: names.StoreKey) -> Membership:
     """Take part in a running store; the same `Membership` as long as something in this process uses it.
@@ -326,11 +290,11 @@ def join(key: names.StoreKey) -> Membership:
             owner=key.uid,
         )
     try:
-        fd = open_file(path)
+        fd = controls.open_file(path)
     except FileNotFoundError:
         raise _gone(key) from None
     try:
-        control, state = read_file(fd, path, key.uid)
+        control, state = controls.read_file(fd, path, key.uid)
         if state == layout.OPEN and not flocks.is_marked(fd, layout.OWNER_MARK):
             state = layout.DEAD
     finally:
@@ -352,34 +316,3 @@ def _gone(key: names.StoreKey, name: str | None = None, *, dead: bool = False) -
         store=name or f"{key.store:016x}",
         dead=dead,
     )
-
-
-@exhaustion.explaining
-def find(name: str) -> names.StoreKey:
-    """Tell the identity of the running store of that name; raises `StoreNotFoundError`."""
-    uid = os.geteuid()
-    path = reaper.name_path(uid, name)
-    try:
-        fd = open_file(path)
-    except FileNotFoundError:
-        raise _no_store(name) from None
-    try:
-        control, state = read_file(fd, path, uid)
-        if state != layout.OPEN or not flocks.is_marked(fd, layout.OWNER_MARK):
-            raise _no_store(name)
-    finally:
-        fd.close()
-    return names.StoreKey(uid, control.store)
-
-
-def _no_store(name: str) -> StoreNotFoundError:
-    return StoreNotFoundError(
-        f"no store called {name!r} is running",
-        remedy=f"Open it first with shmarray.Store({name!r}) as the same user; `python -m shmarray ls` shows what runs.",
-        name=name,
-    )
-
-
-def on_fork(function: Callable[[], None]) -> None:
-    """Run `function` in every forked child, after its memberships are its own."""
-    processes.after_fork_in_child(function)

@@ -255,7 +255,11 @@ def collect(uid: int, directory: str = segments.SHM_DIRECTORY) -> list[Outcome]:
 def _remove_unfounded(entry: str, uid: int) -> None:
     """Remove a control file that was never finished, on a file system where it had a name before."""
     key = names.store_of(entry)
-    if key is not None and entry[len(key.prefix) :].startswith(names.TEMPORARY) and not segments.exists(control_path(key)):
+    if (
+        key is not None
+        and entry[len(key.prefix) :].startswith(names.TEMPORARY)
+        and not segments.exists(control_path(key))
+    ):
         remove_if_unheld(os.path.join(segments.SHM_DIRECTORY, entry), uid, draft=True)
 
 

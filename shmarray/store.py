@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from shmarray import blocks, census, exhaustion, founding, membership, objects
+from shmarray import blocks, census, controls, deletion, exhaustion, founding, membership, objects
 from shmarray._format import names
 from shmarray._os import limits, segments
 from shmarray.constructors import Constructors
@@ -164,7 +164,7 @@ class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
         """Delete the array of that name for everyone; views stay valid. Raises `ArrayNotFoundError`."""
         member = self._open()
         member.require_open()
-        if not blocks.delete_name(member, names.check(name)):
+        if not deletion.delete_name(member, names.check(name)):
             raise ArrayNotFoundError(
                 f"there is no array {name!r} in {member.label}", remedy="list(store) shows what is there.", name=name
             )
@@ -173,7 +173,7 @@ class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
         """Say whether there is an array of that name now."""
         member = self._open()
         member.require_open()
-        return names.is_name(name) and blocks.has_name(member, name)
+        return names.is_name(name) and deletion.has_name(member, name)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Attach what has that name, or give `default`."""
@@ -227,7 +227,7 @@ class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
         A handle still on its way is given up as well: loading it then raises `ArrayNotFoundError`, unless the array is alive
         elsewhere. Returns how many handles were given up.
         """
-        return blocks.release_unclaimed(self._open())
+        return deletion.release_unclaimed(self._open())
 
     def close(self) -> None:
         """End the store, if this object opened it: every block is unlinked once. Any other: stop using it.
@@ -245,7 +245,9 @@ class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
         self._open().require_open()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the store."""
         self.close()
 
@@ -263,7 +265,7 @@ def connect(name: str) -> Store:
     6
     """
     names.check(name, "a store")
-    return Store._connected(membership.join(membership.find(name)))
+    return Store._connected(membership.join(controls.find(name)))
 
 
 def _join(uid: int, store: int) -> Store:
@@ -306,4 +308,3 @@ def _check_directory(directory: str | os.PathLike[str] | None) -> str:
 
 
 __all__ = ["Store", "connect"]
-

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from shmarray import arrays, blocks, contents, membership
+from shmarray import arrays, blocks, contents, deletion, membership
 from shmarray._format import trees as form
 from shmarray._format.handle import BlockKey
 from shmarray.guards import guard_of
@@ -100,13 +100,15 @@ class SharedTree:
 
     def unlink(self) -> None:
         """Delete the whole tree for everyone, like `SharedArray.unlink`. May be repeated."""
-        blocks.delete(self._segment)
+        deletion.delete(self._segment)
 
     def __enter__(self) -> Self:
         """Begin a scope that frees the tree at its end."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Delete the whole tree for everyone."""
         self.unlink()
 

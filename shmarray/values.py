@@ -75,7 +75,9 @@ class _Synchronized(objects.SharedObject):
         """Take the lock."""
         return self._lock.acquire()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Let the lock go."""
         self._lock.release()
 
@@ -102,7 +104,9 @@ class Value(_Synchronized):
     _kind = "Value"
 
     @classmethod
-    def make(cls, member: Membership, kind: Any, init: Any = 0, lock: Lock | None = None, name: str | None = None) -> Self:
+    def make(
+        cls, member: Membership, kind: Any, init: Any = 0, lock: Lock | None = None, name: str | None = None
+    ) -> Self:
         """Make a value of a type code, ctypes type or dtype. Raises `TypeError`, `ValueError`, `OverflowError` as NumPy does."""
         dtype = dtype_of(kind)
         first = b"\0" if dtype == _CHARACTER and isinstance(init, int) and init == 0 else init

@@ -69,7 +69,12 @@ class Vocabulary:
         return values.Value.make(self._open(), typecode_or_type, init, lock, _checked(name))
 
     def Array(  # noqa: N802  as in multiprocessing
-        self, typecode_or_type: Any, size_or_initializer: Any, *, lock: locks.Lock | None = None, name: str | None = None
+        self,
+        typecode_or_type: Any,
+        size_or_initializer: Any,
+        *,
+        lock: locks.Lock | None = None,
+        name: str | None = None,
     ) -> values.Array:
         """Make an array of that many zeros, or of what an iterable gives; see `shmarray.values.Array`."""
         return values.Array.make(self._open(), typecode_or_type, size_or_initializer, lock, _checked(name))

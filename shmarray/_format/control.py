@@ -86,7 +86,9 @@ def unpack(page: bytes) -> tuple[Control, int]:
         message = f"its layout is version {version}, this shmarray reads version {VERSION}"
         raise DamagedError(message)
     description = page[_DESCRIPTION_AT : _DESCRIPTION_AT + length]
-    unused = page[_FIXED.size : STATE_AT] + page[USED_AT + 8 : EPOCHS_AT] + page[EPOCHS_AT + 8 * SLOTS : _DESCRIPTION_AT]
+    unused = (
+        page[_FIXED.size : STATE_AT] + page[USED_AT + 8 : EPOCHS_AT] + page[EPOCHS_AT + 8 * SLOTS : _DESCRIPTION_AT]
+    )
     if (unused + page[_DESCRIPTION_AT + length :]).strip(b"\0"):
         message = "bytes of its control file that are not in use are not zero"
         raise DamagedError(message)

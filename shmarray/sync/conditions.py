@@ -71,13 +71,17 @@ class Condition(objects.SharedObject):
         """Take the lock."""
         return self._lock.acquire()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Let the lock go."""
         self._lock.release()
 
     def _require_lock(self) -> None:
         if self._lock._guard.owner != get_ident():
-            raise GuardError("the lock of this condition is not held by this thread", remedy="Use `with condition:` around it.")
+            raise GuardError(
+                "the lock of this condition is not held by this thread", remedy="Use `with condition:` around it."
+            )
 
     def wait(self, timeout: float | None = None) -> bool:
         """Let the lock go, wait for a notification, take the lock again; false if none came in `timeout` seconds."""

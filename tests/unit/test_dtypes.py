@@ -139,6 +139,17 @@ def test_dtypes_that_compare_equal_are_told_apart(one: Any, other: Any) -> None:
         assert identical(decode_dtype(encode_dtype(b)), b)
 
 
+def test_units_that_numpy_takes_for_equal_by_an_overflow_are_told_apart() -> None:
+    """A unit of time never comes back as another, though the two compare equal one way round and share their hash."""
+    seconds, milliseconds = np.dtype("m8[2145339s]"), np.dtype("m8[2147483646ms]")
+    assert hash(seconds) == hash(milliseconds)
+    for dtype in (seconds, milliseconds, seconds):
+        assert encode_dtype(dtype) == dtype.str
+        assert decode_dtype(encode_dtype(dtype)).str == dtype.str
+    assert not identical(seconds, milliseconds)
+    assert not identical(milliseconds, seconds)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -175,10 +186,10 @@ class Unit:
 
 
 def test_metadata_is_not_kept_alive() -> None:
-    """The cache of plain dtypes does not hold on to what a dtype carries as metadata."""
+    """No cache holds on to what a dtype carries as metadata."""
     unit = Unit()
     alive = weakref.ref(unit)
-    encode_dtype(np.dtype("<i2", metadata={"unit": unit}))
+    encode_dtype(np.dtype("V7919", metadata={"unit": unit}))  # one that no other test has put into the cache
     del unit
     assert alive() is None
 

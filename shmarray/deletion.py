@@ -1,0 +1,92 @@
+"""Ends of blocks that a user asks for.
+
+Owns: deleting an array, a name, or handles that nobody claims. What is removed without being asked for is `reaper`'s.
+Must not know: NumPy, what a description says.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from shmarray import blocks, reaper
+from shmarray._format import control as layout
+from shmarray._format import header as form
+from shmarray._format import names
+from shmarray._os import segments, words
+from shmarray.errors import CorruptBlockError, StoreClosedError
+
+if TYPE_CHECKING:
+    from shmarray.membership import Membership
+
+
+def delete(segment: segments.Segment) -> bool:
+    """Remove an attached block's name, and the links in flight; false if it was deleted or replaced before."""
+    block: blocks.Block = segment.tag
+    if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
+        return False
+    try:
+        lock = block.member.exclusively(layout.CHANGE_MARK)
+    except StoreClosedError:
+        return False
+    try:
+        if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
+            return False
+        # A replacer may have died between moving the name and marking this block: the name is then another's.
+        removed = _leads_to(block.path, block.identity) and segments.unlink(block.path)
+        words.store(segment, form.state_offset(block.file_size), form.DELETED)
+    finally:
+        lock.close()
+    if block.key.name is None:
+        _drop_claims(block.member, f"{names.IN_FLIGHT}{block.key.block:016x}.")
+    return removed
+
+
+def _leads_to(path: str, identity: tuple[int, int]) -> bool:
+    try:
+        return blocks.identity_of(segments.status_of(path)) == identity
+    except FileNotFoundError:
+        return False
+
+
+def delete_name(member: Membership, name: str) -> bool:
+    """Remove the block of that name, whatever it is; false if there is none."""
+    path = member.block_prefix + names.NAMED + names.encode(name)
+    lock = member.exclusively(layout.CHANGE_MARK)
+    try:
+        try:
+            fd = blocks.open_block(path)
+        except FileNotFoundError:
+            return False
+        except CorruptBlockError as error:
+            try:
+                return segments.unlink(path)
+            except OSError:
+                raise error from None
+        try:
+            segments.unlink(path)
+            blocks.mark_deleted(fd)
+        finally:
+            fd.close()
+    finally:
+        lock.close()
+    return True
+
+
+def has_name(member: Membership, name: str) -> bool:
+    """Say whether there is a block of that name now."""
+    return segments.exists(member.block_prefix + names.NAMED + names.encode(name))
+
+
+def _drop_claims(member: Membership, kind: str) -> int:
+    directory, prefix = os.path.split(member.block_prefix + kind)
+    return sum(segments.unlink(os.path.join(directory, entry)) for entry in segments.entries(directory, prefix))
+
+
+def release_unclaimed(member: Membership) -> int:
+    """Remove every link in flight, then the anonymous blocks that nobody maps; returns how many links."""
+    hold = member.require_open()
+    removed = _drop_claims(member, names.IN_FLIGHT)
+    reaper.remove_unheld(member.control.directory, member.key)
+    del hold
+    return removed

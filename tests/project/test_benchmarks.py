@@ -1,0 +1,206 @@
+"""The benchmarks are code too: that they run, say what they found and leave nothing. No test here looks at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from benchmarks import report
+from benchmarks.cases import CASES
+from benchmarks.conductor import Contender, Outcome
+from benchmarks.measure import Aim, Measure, Scale, judge, ratio, summary
+from benchmarks.rivals import RIVALS
+from tests.helpers import leaks
+from tests.helpers.processes import Child, run_command, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_QUICK, _FULL = Scale.of(quick=True), Scale.of(quick=False)
+_COMMAND = [sys.executable, "-m", "benchmarks"]
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_PAGE = os.path.join(_ROOT, "docs", "performance.md")
+_RESULTS = os.path.join(_ROOT, "benchmarks", "results")
+_SECONDS = {"count", "median", "p10", "p90", "p99", "least", "most", "rounds"}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.timeout(300)
+def test_a_quick_run_measures_a_case_and_writes_down_what_it_found(name: str, tmp_path: Path) -> None:
+    """`python -m benchmarks --quick --json FILE` runs to its end, silent on standard error, and FILE has every field."""
+    file = tmp_path / "result.json"
+    shown = run_command([*_COMMAND, "--quick", "--only", name, "--json", str(file)], timeout=250).expect()
+    result = json.loads(file.read_text())
+    assert {"schema", "quick", "started", "elapsed", "host", "versions", "revision", "cases", "left"} == set(result)
+    assert result["quick"] is True
+    assert result["left"] == []
+    assert result["host"]["cores"] > 0
+    assert {"python", "numpy", "shmarray"} <= set(result["versions"])
+    (case,) = result["cases"]
+    assert case["name"] == name
+    _check_case(case)
+    assert shown == report.text(result) + "\n"
+    again = run_command([*_COMMAND, "--show", str(file), "--markdown"]).expect()
+    assert again == report.markdown(result) + "\n"
+
+
+def _check_case(case: dict[str, Any]) -> None:
+    made = CASES[case["name"]]
+    assert list(case["contenders"]) == list(made.rivals)
+    assert [measure["key"] for measure in case["measures"]] == [measure.key for measure in made.measures(_QUICK)]
+    measured = {row["contender"] for measure in case["measures"] for row in measure["rows"]}
+    for name, contender in case["contenders"].items():
+        assert contender["failed"] is None
+        assert (name in measured) != bool(contender["skipped"]), name
+        assert contender["stderr"] == "" or contender["kind"] != "ours", name
+    for measure in case["measures"]:
+        for row in measure["rows"]:
+            seconds = row["seconds"]
+            assert set(seconds) == _SECONDS
+            assert len(seconds["rounds"]) == made.rounds(_QUICK)[0] * made.rounds(_QUICK)[1]
+            assert (
+                0
+                < seconds["least"]
+                <= seconds["p10"]
+                <= seconds["median"]
+                <= seconds["p90"]
+                <= seconds["p99"]
+                <= seconds["most"]
+            )
+            times = row["times_reference"]
+            assert (times is None) == (row["contender"] == case["reference"])
+            assert times is None or 0 < times["low"] <= times["median"] <= times["high"]
+        wanted = {(aim.of, aim.how) for aim in made.aims if aim.measure == measure["key"]}
+        assert {(aim["aim"]["of"], aim["aim"]["how"]) for aim in measure["aims"]} == wanted
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_its_contenders_and_leaves_nothing(number: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM in the middle of a round ends the run with 130: no name, no process and no other word is left."""
+    source = "import sys; from benchmarks.__main__ import main; sys.exit(main(['--quick', '--only', 'handoff']))"
+    with Child(source) as child:
+        tag = f"shmarray-bench-{child.pid}"
+        wait_until(lambda: leaks.shm_entries(tag), 60, "no contender has made its array")
+        done = child.kill(number)
+        assert done == (130, "", "interrupted; every contender has ended\n")
+        assert not leaks.shm_entries(tag)
+
+
+@pytest.mark.timeout(180)
+def test_contenders_end_by_themselves_when_the_conductor_is_killed() -> None:
+    """SIGKILL of the benchmark alone: every contender cleans up, and then nothing is in shared memory."""
+    source = "import sys; from benchmarks.__main__ import main; sys.exit(main(['--quick', '--only', 'handoff']))"
+    with Child(source) as child:
+        tag = f"shmarray-bench-{child.pid}"
+        wait_until(lambda: leaks.shm_entries(tag), 60, "no contender has made its array")
+        assert child.kill(signal.SIGKILL).returncode == -signal.SIGKILL
+        wait_until(lambda: not leaks.shm_entries(tag), 60, lambda: f"left: {leaks.shm_entries(tag)}")
+
+
+def test_an_unknown_case_is_refused_with_the_names_of_those_there_are() -> None:
+    """`--only` with a wrong name ends with status 2 and lists the right ones."""
+    done = run_command([*_COMMAND, "--only", "nothing"])
+    assert done.returncode == 2
+    assert all(name in done.stderr for name in CASES)
+
+
+@pytest.mark.parametrize("arguments", [["--json", "{}/no/result.json"], ["--json", "{}"], ["--show", "{}/no.json"]])
+def test_a_file_that_cannot_be_used_is_refused_before_anything_is_measured(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """A result that could not be written, or is none, ends the run at once with status 2 and names the file."""
+    given = [argument.format(tmp_path) for argument in arguments]
+    done = run_command([*_COMMAND, *given])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert given[-1] in done.stderr
+
+
+def test_a_contender_whose_process_dies_has_failed() -> None:
+    """A contender that cannot even start is reported as failed, with what it wrote to standard error."""
+    outcome = Outcome()
+    with Contender("put", "no such contender", "tag", outcome, quick=True) as contender:
+        contender.wait_until_ready()
+        contender.round(counted=True)
+    assert outcome.failed == "its process has ended"
+    assert "KeyError: 'no such contender'" in outcome.stderr
+    assert not outcome.rounds
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases_name_contenders_and_measures_that_exist(name: str) -> None:
+    """A misspelt contender or measure in a case or an aim is found here and not after minutes."""
+    case = CASES[name]
+    keys = {measure.key for scale in (_QUICK, _FULL) for measure in case.measures(scale)}
+    assert set(case.rivals) <= set(RIVALS)
+    assert RIVALS[case.rivals[0]].kind == "ours"
+    assert {aim.measure for aim in case.aims} <= keys
+    assert {aim.of for aim in case.aims} | {aim.than for aim in case.aims if aim.than} <= set(case.rivals)
+
+
+def test_a_summary_has_percentiles_over_all_samples_and_a_median_for_each_round() -> None:
+    """Percentiles are of all samples together; a round without samples is left out."""
+    found = summary([[1.0, 2.0, 3.0], [], [11.0]])
+    assert (found.count, found.median, found.least, found.most) == (4, 2.5, 1.0, 11.0)
+    assert found.rounds == [2.0, 11.0]
+    assert summary([[float(number) for number in range(101)]]).p90 == 90.0
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    """What slows one round down for all does not change a ratio; only a change within a round does."""
+    calm = summary([[2.0], [2.0], [2.0]])
+    noisy = summary([[1.0], [1.0], [1.0]])
+    assert ratio(calm, noisy).median == 2.0
+    slow = ratio(summary([[2.0], [20.0], [200.0]]), summary([[1.0], [10.0], [100.0]]))
+    assert (slow.low, slow.median, slow.high) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("aim", "reached"),
+    [
+        (Aim("m", "a", "rate", 2.0, "b"), True),
+        (Aim("m", "a", "rate", 2.1, "b"), False),
+        (Aim("m", "b", "time", 2.0, "a"), True),
+        (Aim("m", "b", "time", 1.9, "a"), False),
+        (Aim("m", "a", "median", 1.0), True),
+        (Aim("m", "a", "median", 0.9), False),
+        (Aim("m", "b", "beyond", 1.0, "a"), True),
+        (Aim("m", "b", "beyond", 0.9, "a"), False),
+    ],
+)
+def test_an_aim_is_judged_on_the_right_side(aim: Aim, *, reached: bool) -> None:
+    """With a taking 1 s and b taking 2 s, each kind of aim is reached at its bound and missed just beyond it."""
+    verdict = judge(aim, {"a": summary([[1.0]]), "b": summary([[2.0]])})
+    assert verdict is not None
+    assert verdict.reached is reached
+    assert verdict.text.endswith("reached" if reached else "MISSED")
+
+
+def test_an_aim_against_what_was_not_measured_has_no_verdict() -> None:
+    """A skipped contender leaves no verdict, neither reached nor missed."""
+    assert judge(Aim("m", "a", "rate", 2.0, "b"), {"a": summary([[1.0]])}) is None
+
+
+def test_samples_are_taken_until_the_time_is_up_but_never_too_few_or_too_many() -> None:
+    """The least number is taken when the time is up at once, the most when it never is."""
+    hasty = Scale(quick=True, sessions=1, rounds=1, seconds=0.0)
+    patient = Scale(quick=True, sessions=1, rounds=1, seconds=1e9)
+    assert len(list(hasty.samples(least=3))) == 3
+    assert len(list(patient.samples(most=7))) == 7
+    assert Measure("key", "title").nbytes is None
+
+
+def test_the_page_shows_the_committed_results_as_they_are() -> None:
+    """The tables in `docs/performance.md` are those that `--show` makes of the result files in `benchmarks/results`."""
+    with open(_PAGE, encoding="utf-8") as file:
+        page = file.read()
+    for name in sorted(os.listdir(_RESULTS)):
+        if name.endswith(".json"):
+            with open(os.path.join(_RESULTS, name), encoding="utf-8") as file:
+                result = json.load(file)
+            assert f"benchmarks/results/{name}" in page
+            assert report.markdown(result) in page
