@@ -9,15 +9,16 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     cli, demo       python -m shmarray
     inspection      what all stores of a user hold, who holds it
     store           Store, connect
-    vocabulary, constructors   multiprocessing's names and NumPy's constructors as methods of a store
     census          names, statistics and self-check of a store
     guardian        the process that cleans up after a killed owner
+    vocabulary, constructors   multiprocessing's names and NumPy's constructors as methods of a store
     sync, values    semaphores, events, conditions, barriers; values and arrays of them
     objects         shared objects that are not arrays: their base
     trees, arrays   SharedTree, SharedArray
-    contents        what a block holds, in NumPy's terms
     locks, guards, guardwords   exclusive and shared access that survives its holder
-    drafts, blocks, deletion   a block in the making; one block from birth to unlink; its end on request
+    contents        what a block holds, in NumPy's terms
+    drafts, deletion   a block in the making; its end on request
+    blocks          one block from birth to unlink
     founding, membership, controls   opening a store; taking part in one; reading any
     exhaustion      what to say when there is no more
     reaper          who may remove which name, on what proof

@@ -74,7 +74,7 @@ def _label(kind: str) -> str:
 def require(directory: str, asked: int) -> None:
     """Refuse what cannot fit, before any byte is reserved. Passing is no promise."""
     space = limits.space(directory)
-    if asked > space.free:
+    if asked > space.free or space.files <= 0:
         raise full("shared memory is full" if _is_memory(directory) else "the disk is full", directory, asked)
     if _is_memory(directory) and asked > 1 << 24:
         left = limits.memory_left()
@@ -129,6 +129,8 @@ def full(
         free, total = max(0, limit - used), limit
     else:
         free, total = (space.free if limit is None else limit), space.total
+    if space.files <= 0 and used is None:
+        return _no_name(directory, asked, biggest)
     listing = ", ".join(f"{holding.name} {size_text(holding.nbytes)}" for holding in biggest) or "none"
     if used is not None:
         remedy = "Delete arrays, or open the store with a larger capacity= or with none."
@@ -148,6 +150,18 @@ def full(
         asked=asked,
         free=free,
         limit=total,
+        directory=directory,
+        biggest=[tuple(holding) for holding in biggest],
+    )
+
+
+def _no_name(directory: str, asked: int, biggest: list[Holding]) -> StoreFullError:
+    return StoreFullError(
+        f"{directory} has no room for another file: all its inodes are in use",
+        remedy="Delete arrays, put small ones together with store.put({...}), or enlarge it (mount -o remount,nr_inodes=...).",
+        asked=asked,
+        free=0,
+        limit=0,
         directory=directory,
         biggest=[tuple(holding) for holding in biggest],
     )

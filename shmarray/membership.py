@@ -191,20 +191,24 @@ class Membership:
         return {slot: int.from_bytes(page[at + 8 * slot : at + 8 * slot + 8], "little") for slot in alive}
 
     def close(self) -> None:
-        """End the store, as its owner: no more arrays, every block unlinked. Views stay valid. May be repeated.
+        """End the store, as its owner: no more arrays, every block unlinked. Views stay valid. May be repeated, and interrupted.
 
         The order matters: whoever publishes looks at the mark after linking, so what this sweep misses they take back.
         """
-        leases = self._leases
-        if not leases or not self.is_owner:
+        path = reaper.control_path(self.key)
+        if not self.is_owner or not (self._leases or segments.exists(path)):
             return
-        if words.load(leases[0], layout.STATE_AT) == layout.OPEN:
+        leases = self._leases
+        if leases and words.load(leases[0], layout.STATE_AT) == layout.OPEN:
             words.store(leases[0], layout.STATE_AT, layout.CLOSED)
+        del leases
         try:
             self._sweep()
         finally:
             # Also without a descriptor for the sweep: the guardian is told by this that the store is closed, and sweeps.
             self.leave()
+        if segments.exists(path):
+            reaper.finish(path, self.key.uid)  # others take part in it; or an earlier close was interrupted
 
     def _sweep(self) -> None:
         try:
