@@ -16,7 +16,7 @@ from tests.helpers.processes import Child, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from multiprocessing.context import BaseContext
+    from multiprocessing.context import SpawnContext
 
 _PROFILE = "SHMARRAY_HYPOTHESIS_PROFILE"
 _DEADLINE = 5.0  # seconds; a guardian that is just exiting, a worker whose end is not yet seen
@@ -87,9 +87,9 @@ def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(params=["fork", "spawn", "forkserver"])
-def start_method(request: pytest.FixtureRequest) -> BaseContext:
-    """Context of `multiprocessing` for each way to start a process."""
-    return cast("BaseContext", multiprocessing.get_context(request.param))
+def start_method(request: pytest.FixtureRequest) -> SpawnContext:
+    """Context of `multiprocessing` for each way to start a process; all three have the attributes of the type named here."""
+    return cast("SpawnContext", multiprocessing.get_context(request.param))
 
 
 @pytest.fixture

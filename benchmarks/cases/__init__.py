@@ -1,0 +1,21 @@
+"""The questions: what is measured of whom, and what is to be reached.
+
+Owns: the list of cases.
+Must not know: rounds, processes of contenders, tables.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.cases.attach import Attach
+from benchmarks.cases.handoff import HandOff
+from benchmarks.cases.lifecycle import Lifecycle
+from benchmarks.cases.many import Many
+from benchmarks.cases.put import Put
+from benchmarks.cases.startup import Importing, Opening
+
+if TYPE_CHECKING:
+    from benchmarks.cases.case import Case
+
+CASES: dict[str, type[Case]] = {case.name: case for case in (Lifecycle, Put, Attach, HandOff, Opening, Importing, Many)}

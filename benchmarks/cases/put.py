@@ -1,0 +1,82 @@
+"""How fast an array gets into shared memory."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from benchmarks.cases.case import Case, Samples, size_title
+from benchmarks.measure import Aim, Measure
+
+if TYPE_CHECKING:
+    from benchmarks.measure import Scale
+    from benchmarks.rivals.interface import Array
+
+_SMALL, _LARGE = 64 << 20, 1 << 30
+
+
+class Put(Case):
+    """Copy an array in; freeing it again is measured with it besides."""
+
+    name: ClassVar[str] = "put"
+    question: ClassVar[str] = "copy an array into shared memory"
+    rivals: ClassVar[tuple[str, ...]] = (
+        "shmarray",
+        "SharedMemory",
+        "SharedMemoryManager",
+        "joblib",
+        "open + mmap by hand",
+        "np.copyto into faulted memory",
+    )
+    aims: ClassVar[tuple[Aim, ...]] = (Aim(f"put {_SMALL}", "shmarray", "rate", 1.8, "SharedMemory"),)
+
+    @staticmethod
+    def sizes(scale: Scale) -> tuple[int, ...]:
+        """Give the sizes: the large one is not for a quick look."""
+        return (_SMALL,) if scale.quick else (_SMALL, _LARGE)
+
+    @staticmethod
+    def measures(scale: Scale) -> list[Measure]:
+        """Give put, and put and free, in each size."""
+        return [
+            Measure(f"{what} {size}", f"{what}, {size_title(size)}", size)
+            for size in Put.sizes(scale)
+            for what in ("put", "put and free")
+        ]
+
+    @staticmethod
+    def rounds(scale: Scale) -> tuple[int, int]:
+        """Do fewer where a round takes long."""
+        return (scale.sessions, scale.rounds) if scale.quick else (3, 4)
+
+    def set_up(self) -> None:
+        """Open what the contender needs, and make the small source."""
+        self.open()
+        self._small = _source(_SMALL)
+
+    def round(self) -> Samples:
+        """Put some of each size. The large source is there only while it is needed."""
+        found: Samples = {}
+        for size in self.sizes(self.scale):
+            source = self._small if size == _SMALL else _source(size)
+            pairs = [self._once(source) for _ in self.scale.samples(least=2)]
+            found[f"put {size}"] = [pair[0] for pair in pairs]
+            found[f"put and free {size}"] = [pair[1] for pair in pairs]
+        self.adapter.settle()
+        return found
+
+    def _once(self, source: Array) -> tuple[float, float]:
+        adapter = self.adapter
+        start = perf_counter()
+        block = adapter.put(source)
+        put = perf_counter()
+        adapter.free(block)
+        del block
+        return put - start, perf_counter() - start
+
+
+def _source(size: int) -> Array:
+    """Make a source whose every page is there and differs from the others."""
+    return np.arange(size // 8, dtype=np.int64)

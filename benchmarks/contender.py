@@ -1,0 +1,71 @@
+"""What the process of one contender does: one case, with one adapter, round after round.
+
+Owns: the dialogue with the conductor over a socket, a line of JSON each way, and cleaning up however the dialogue ends.
+Must not know: other contenders.
+
+    python -m benchmarks.contender CASE CONTENDER TAG quick|full DESCRIPTOR
+
+It says {"ready": true}, or {"skipped": why}, or {"failed": traceback}; then answers every line with {"samples": ..., "facts": ...}.
+It ends, having cleaned up, when the conductor closes the socket, however that comes about.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import rivals
+from benchmarks.cases import CASES
+from benchmarks.cases.case import UnableError
+from benchmarks.measure import Scale
+
+if TYPE_CHECKING:
+    from typing import IO
+
+    from benchmarks.cases.case import Case
+
+
+def main(case_name: str, rival_name: str, tag: str, scale: str, descriptor: str) -> int:
+    """Be the contender."""
+    with socket.socket(fileno=int(descriptor)) as connection, connection.makefile("rw", encoding="utf-8") as line:
+        try:
+            adapter = rivals.load(rivals.RIVALS[rival_name])
+        except ModuleNotFoundError as error:
+            _say(line, {"skipped": f"{error.name} is not installed"})
+            return 0
+        case = CASES[case_name](adapter(tag), Scale.of(quick=scale == "quick"))
+        try:
+            with case.cleanup:
+                case.set_up()
+                _say(line, {"ready": True})
+                _rounds(case, line)
+        except UnableError as error:
+            _say(line, {"skipped": str(error)})
+        except Exception:  # noqa: BLE001  whatever it is, the conductor shows it
+            _say(line, {"failed": traceback.format_exc()})
+            return 1
+    return 0
+
+
+def _rounds(case: Case, line: IO[str]) -> None:
+    """Do a round for every line, until there is no more."""
+    while line.readline():
+        gc.collect()
+        samples = case.round()
+        _say(line, {"samples": samples, "facts": case.facts})
+
+
+def _say(line: IO[str], words: dict[str, Any]) -> None:
+    try:
+        line.write(json.dumps(words) + "\n")
+        line.flush()
+    except BrokenPipeError:
+        return  # the conductor was killed; what it does not hear it will not miss
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

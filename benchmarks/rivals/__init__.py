@@ -1,0 +1,59 @@
+"""The contenders: one adapter for each way to share arrays between processes.
+
+Owns: the list of them. An adapter's module is imported only in the process that runs it, so that what is not installed is
+skipped, and no rival's import weighs on another.
+Must not know: what is measured.
+
+To add one: write a module with a class that derives from `Adapter` and from those of `interface`'s abilities that it has,
+enter it here, and name it in the cases that should measure it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from benchmarks.rivals.interface import Adapter
+
+Kind = Literal["ours", "rival", "limit"]
+
+
+class Rival(NamedTuple):
+    """A contender: `name` is what tables call it; `requires` are the distributions it needs beyond the standard library and NumPy.
+
+    A *limit* keeps no promise: it is what the machine can do from Python.
+    """
+
+    name: str
+    kind: Kind
+    module: str
+    adapter: str
+    requires: tuple[str, ...] = ()
+
+
+RIVALS = {
+    rival.name: rival
+    for rival in (
+        Rival("shmarray", "ours", "ours", "Named"),
+        Rival("shmarray, looked up by name", "ours", "ours", "LookedUp"),
+        Rival("shmarray, anonymous", "ours", "ours", "Anonymous"),
+        Rival("shmarray, attached each time", "ours", "ours", "AttachedEachTime"),
+        Rival("SharedMemory", "rival", "stdlib", "ByHand"),
+        Rival("SharedMemory, mapping kept", "rival", "stdlib", "MappingKept"),
+        Rival("SharedMemoryManager", "rival", "manager", "Managed"),
+        Rival("pickle over a Pipe", "rival", "pickling", "Pickled"),
+        Rival("joblib", "rival", "joblib_memmap", "Joblib", ("joblib",)),
+        Rival("open + mmap by hand", "limit", "files", "OpenAndMap"),
+        Rival("np.copyto into faulted memory", "limit", "copying", "CopyTo"),
+        Rival("200 bytes over the same Pipe", "limit", "messages", "Message"),
+        Rival("numpy alone", "limit", "bare", "NumPyAlone"),
+        Rival("a bare Python process", "limit", "bare", "BarePython"),
+    )
+}
+
+
+def load(rival: Rival) -> type[Adapter]:
+    """Import the adapter of a contender; raises `ModuleNotFoundError` where something it needs is not installed."""
+    module = importlib.import_module(f"{__name__}.{rival.module}")
+    return cast("type[Adapter]", getattr(module, rival.adapter))

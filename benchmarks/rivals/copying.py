@@ -1,0 +1,31 @@
+"""The limit of every put: one `np.copyto`, in one thread, into memory that is there already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.rivals.interface import Adapter, Puts
+
+if TYPE_CHECKING:
+    from benchmarks.rivals.interface import Array
+
+
+class CopyTo(Adapter, Puts):
+    """Copy into private memory that has been written before."""
+
+    def __init__(self, tag: str) -> None:
+        """Begin without memory."""
+        super().__init__(tag)
+        self._memory: Array | None = None
+
+    def put(self, array: Array) -> Any:
+        """Copy; the warm-up round makes the memory."""
+        if self._memory is None or self._memory.shape != array.shape:
+            self._memory = np.ones_like(array)
+        np.copyto(self._memory, array)
+        return self._memory
+
+    def free(self, block: Any) -> None:
+        """Keep the memory for the next put."""

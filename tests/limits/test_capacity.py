@@ -1,0 +1,156 @@
+"""A capacity bounds the bytes of all blocks of a store together, for all its processes, at every moment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import shmarray as sa
+from tests.limits import workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.context import BaseContext
+
+KIB = 1 << 10
+CAPACITY = 200 * KIB
+
+
+@pytest.fixture(params=["shared memory", "directory"])
+def place(request: pytest.FixtureRequest, store_dir: str) -> str | None:
+    """Where blocks are: what to give as `directory=`."""
+    return store_dir if request.param == "directory" else None
+
+
+def on_disk(store: sa.Store) -> int:
+    """Bytes of the blocks that were there at one moment, as the file system says; a block with two names counts once.
+
+    The moment is that of the listing, which tells name and inode of each. Should a name be another file's, or nobody's, when
+    its size is asked for, it is left out: the sum may be too low and never too high.
+    """
+    with os.scandir(store.stats().directory) as entries:
+        listing = [(entry.inode(), entry.path) for entry in entries if f".{store.id}." in entry.name]
+    sizes: dict[int, int] = {}
+    for inode, path in listing:
+        if not path.endswith((".ctl", ".dir")):
+            with contextlib.suppress(FileNotFoundError):
+                info = os.lstat(path)
+                if info.st_ino == inode:
+                    sizes[inode] = info.st_size
+    return sum(sizes.values())
+
+
+def refused(act: Callable[[], object]) -> Any:
+    """Run what must be refused for lack of capacity."""
+    with pytest.raises(sa.StoreFullError) as caught:
+        act()
+    error = caught.value
+    assert isinstance(error, MemoryError)
+    assert "capacity" in str(error)
+    assert "capacity=" in error.remedy
+    assert pickle.loads(pickle.dumps(error)).facts == error.facts
+    return error.with_traceback(None)
+
+
+@pytest.mark.core
+def test_what_would_pass_the_capacity_is_refused_with_the_facts(place: str | None) -> None:
+    """Every way of making an array: the error names asked, free, capacity and this store's biggest arrays; nothing is left."""
+    with sa.Store() as other, sa.Store(capacity=CAPACITY, directory=place) as store:
+        other.zeros(CAPACITY, name="another store's")
+        big, small = store.zeros(100 * KIB, "u1", name="big"), store.zeros(20 * KIB, "u1", name="small")
+        anonymous = store.ones(10 * KIB, "u1")
+        used, files = on_disk(store), sorted(os.listdir(store.stats().directory))
+        makers: list[Callable[[], object]] = [
+            lambda: store.zeros(70 * KIB, "u1"), lambda: store.ones(70 * KIB, "u1", name="x"), lambda: store.put(np.ones(70 * KIB, "u1")),
+            lambda: store.put([np.ones(40 * KIB, "u1"), {"b": np.ones(30 * KIB, "u1")}]), lambda: store.zeros_like(big),
+            lambda: store.put(np.ones((2, 70 * KIB), "u1")[:, ::2]), lambda: store.__setitem__("small", np.ones(70 * KIB, "u1")),
+            lambda: store.__setitem__("new", np.ones(70 * KIB, "u1")),
+        ]  # fmt: skip
+        for act in makers:
+            error = refused(act)
+            assert error.asked >= 70 * KIB
+            assert error.limit == CAPACITY
+            assert error.free == CAPACITY - used < error.asked
+            assert [name for name, _ in error.biggest] == ["big", "small", "(anonymous)"]
+            assert error.biggest[0][1] >= 100 * KIB
+            assert on_disk(store) == used
+        assert sorted(os.listdir(store.stats().directory)) == files
+        assert (store["small"].sum(), anonymous.sum()) == (0, 10 * KIB)  # type: ignore[union-attr]
+        stats = store.stats()
+        assert (stats.capacity, stats.free, stats.drafts) == (CAPACITY, CAPACITY - used, 0)
+        del store["big"], big, small
+        assert store.zeros(150 * KIB, "u1").nbytes == 150 * KIB
+
+
+def test_what_was_freed_can_be_used_again_however_often(place: str | None) -> None:
+    """A thousand arrays one after the other in room for three: dropped, deleted, replaced and scoped bytes come back."""
+    with sa.Store(capacity=100 * KIB, directory=place) as store:
+        for number in range(150):
+            store.zeros(30 * KIB, "u1")
+            store.zeros(30 * KIB, "u1", name="x")
+            del store["x"]
+            store["y"] = np.ones(30 * KIB, "u1")
+            with store.ones(30 * KIB, "u1") as scoped:
+                assert scoped[number] == 1
+            del scoped
+            assert on_disk(store) <= 100 * KIB
+        assert store["y"].sum() == 30 * KIB  # type: ignore[union-attr]
+
+
+def test_replacing_needs_room_for_both_and_says_so(place: str | None) -> None:
+    """The old array stays until the new one is whole: where both do not fit, the old one stays."""
+    with sa.Store(capacity=100 * KIB, directory=place) as store:
+        store["x"] = np.ones(60 * KIB, "u1")
+        refused(lambda: store.__setitem__("x", np.zeros(60 * KIB, "u1")))
+        assert store["x"].sum() == 60 * KIB  # type: ignore[union-attr]
+        store["x"] = np.zeros(20 * KIB, "u1")
+        store["x"] = np.full(60 * KIB, 2, "u1")
+        assert len(store) == 1
+
+
+def test_a_handle_in_flight_and_a_held_view_of_a_deleted_array(place: str | None) -> None:
+    """Bytes that only a handle keeps count until it is given up; bytes that only views keep are no longer the store's."""
+    with sa.Store(capacity=100 * KIB, directory=place) as store:
+        pickle.dumps(store.zeros(60 * KIB, "u1"))
+        refused(lambda: store.zeros(60 * KIB, "u1"))
+        store.release_unclaimed()
+        held = store.ones(60 * KIB, "u1", name="x")
+        del store["x"]
+        assert store.zeros(60 * KIB, "u1").size == 60 * KIB
+        assert held.sum() == 60 * KIB
+
+
+@pytest.mark.core
+def test_processes_that_race_never_pass_the_capacity(start_method: BaseContext, place: str | None) -> None:
+    """Workers make, drop, publish and replace at once; looked at from outside all the while, the sum never exceeds the bound."""
+    highest, looks, done = 0, 0, threading.Event()
+    with sa.Store(capacity=CAPACITY, directory=place) as store, ProcessPoolExecutor(3, start_method) as executor:
+
+        def watch() -> None:
+            nonlocal highest, looks
+            while not done.is_set():
+                highest, looks = max(highest, on_disk(store)), looks + 1
+
+        watcher = threading.Thread(target=watch)
+        jobs = [executor.submit(workers.fill_up, store, number, 100) for number in range(1, 4)]
+        watcher.start()
+        try:
+            results = [job.result(60) for job in jobs]
+        finally:
+            done.set()
+            watcher.join()
+        assert CAPACITY // 2 < highest <= CAPACITY
+        assert looks > 20
+        assert sum(made for made, _ in results) > 50
+        assert sum(refused for _, refused in results) > 0, "the capacity was never reached"
+        stats = store.stats()
+        assert stats.drafts == 0
+        store.clear()
+        assert store.zeros(CAPACITY - 8 * KIB, "u1").any() == 0

@@ -1,0 +1,61 @@
+"""Many small arrays at once, under the descriptor limit of a plain shell."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.helpers.processes import run_script
+
+COUNT = 10_000
+
+SCRIPT = """
+import gc, multiprocessing, os, resource, sys, time
+import numpy as np, shmarray as sa
+from tests.helpers import leaks
+from tests.limits import workers
+
+COUNT = %d
+
+def main(method):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    context = multiprocessing.get_context(method)
+    with sa.Store() as store:
+        before = len(leaks.descriptors())
+        arrays = [store.full(512, number, name=f"arrays/{number}") for number in range(COUNT)]
+        assert len(leaks.descriptors()) == before, "descriptors are held"
+        assert len(store) == COUNT and store.stats().named == COUNT
+        assert [int(array[0]) for array in arrays] == list(range(COUNT))
+        with context.Pool(1) as pool:
+            total, idle, busy = pool.apply(workers.attach_all, (store, COUNT))
+            assert total == COUNT * (COUNT - 1) // 2
+            assert busy == idle, "the worker holds descriptors"
+            assert pool.apply(workers.load_all, (arrays[:1000],)) == (1000 * 999 // 2, idle)
+            pool.close()
+            pool.join()
+        assert len({int(array[1]) for array in arrays}) == 1 and arrays[5][1] != 5
+        anonymous = [store.full(512, number) for number in range(1000)]
+        assert sorted(store) == sorted(f"arrays/{number}" for number in range(COUNT))
+        ours = [path for path in leaks.descriptors().values() if "/dev/shm/" in path and "sem." not in path]
+        assert not ours, ours                       # what multiprocessing keeps open is its own affair
+        del arrays[: COUNT // 2]
+        for number in range(0, COUNT, 2):
+            del store[f"arrays/{number}"]
+        assert len(store) == COUNT // 2
+        del anonymous
+        assert store.stats().anonymous == 0
+    print("done")
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+"""
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ten_thousand_named_arrays_at_once_under_256_descriptors(method: str) -> None:
+    """All of them mapped here and in a worker, no descriptor held in either, in a reasonable time, and nothing is left."""
+    began = time.monotonic()
+    assert run_script(SCRIPT % COUNT, method, timeout=100).expect() == "done\n"
+    assert time.monotonic() - began < 60
