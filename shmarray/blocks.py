@@ -72,6 +72,8 @@ class _Watch(weakref.ref[segments.Segment]):
 
 
 _attached: dict[tuple[int, int], _Watch] = {}
+# By store and name, what had the name when this process last looked: to be compared with what has it now.
+_named: dict[tuple[int, str], _Watch] = {}
 _pins: dict[int, _Watch] = {}
 
 
@@ -86,6 +88,8 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
             _attached.pop((key.store, key.block), None)
         if key.name is None:
             reaper.last_one_out(watch.block.path, key.uid)
+        elif _named.get((key.store, key.name)) is watch:
+            _named.pop((key.store, key.name), None)  # likewise
 
 
 def register(segment: segments.Segment, block: Block) -> segments.Segment:
@@ -93,6 +97,8 @@ def register(segment: segments.Segment, block: Block) -> segments.Segment:
     segment.tag = block
     watch = _Watch(segment, block)
     _pins[id(watch)] = watch
+    if block.key.name is not None:
+        _named[block.key.store, block.key.name] = watch
     while True:
         first = _attached.setdefault((block.key.store, block.key.block), watch)
         if first is watch:
@@ -104,6 +110,29 @@ def register(segment: segments.Segment, block: Block) -> segments.Segment:
         if _attached.get((block.key.store, block.key.block)) is first:
             _attached[block.key.store, block.key.block] = watch
             return segment
+
+
+def is_live(segment: segments.Segment) -> bool:
+    """Say whether handles to this mapped block are good: it was neither deleted nor replaced."""
+    return words.load(segment, form.state_offset(segment.tag.file_size)) == form.LIVE
+
+
+def known(store: int, number: int, name: str | None) -> segments.Segment | None:
+    """Give the block of a handle if this process maps it, its store is open and it was not deleted; else None: look closer."""
+    watch = _attached.get((store, number))
+    segment = watch() if watch is not None else None
+    if segment is None:
+        return None
+    block: Block = segment.tag
+    return segment if block.key.name == name and block.member.is_open() and is_live(segment) else None
+
+
+def leads_to(path: str, identity: tuple[int, int]) -> bool:
+    """Say whether a name is that of the file with this device and inode."""
+    try:
+        return identity_of(segments.status_of(path)) == identity
+    except FileNotFoundError:
+        return False
 
 
 def attached(store: int) -> int:
@@ -144,7 +173,7 @@ def attach(member: Membership, key: BlockKey) -> segments.Segment:
     segment = watch() if watch is not None else None
     if segment is None or segment.tag.key.name != key.name:
         segment = _attach_new(member, key, claim)
-    elif words.load(segment, form.state_offset(segment.tag.file_size)) != form.LIVE:
+    elif not is_live(segment):
         raise _not_found(member, key, "has been deleted or replaced")
     if claim is not None:
         # Only now: mapped first, so that at no moment the block is held by neither link nor lease.
@@ -173,6 +202,12 @@ def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segment
 def lookup(member: Membership, name: str) -> segments.Segment:
     """Map the block that has this name now. Raises as `attach` does."""
     hold = member.require_open()
+    watch = _named.get((member.key.store, name))
+    segment = watch() if watch is not None else None
+    if segment is not None:
+        block: Block = segment.tag
+        if leads_to(block.path, block.identity) and is_live(segment):
+            return segment
     key = BlockKey(member.key.uid, member.key.store, -1, name, None)
     path = member.block_prefix + key.entry
     last = (0, 0)
@@ -271,7 +306,7 @@ def offer(segment: segments.Segment) -> BlockKey:
     """
     block: Block = segment.tag
     hold = block.member.require_open()
-    if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
+    if not is_live(segment):
         raise _not_found(block.member, block.key, "has been deleted or replaced")
     if block.key.name is not None:
         return block.key

@@ -7,6 +7,7 @@ Must not know: `SharedArray`, handles.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
     from shmarray.blocks import Block
     from shmarray.membership import Membership
+
+
+_SMALL = 1024  # bytes of a description that is kept for the next block that has the same
 
 
 class Description(NamedTuple):
@@ -80,6 +84,10 @@ def describe(segment: segments.Segment) -> Description:
 
 def decode(meta: bytes) -> Description:
     """Decode the description of a block; raises `ValueError` or one of its kin when it is none."""
+    return _decode_small(meta) if len(meta) <= _SMALL else _decode(meta)
+
+
+def _decode(meta: bytes) -> Description:
     fields = json.loads(meta)
     leaves = []
     for dtype, shape, strides, offset in fields["leaves"]:
@@ -92,6 +100,9 @@ def decode(meta: bytes) -> Description:
     if name is not None:
         names.check(name)
     return Description(name, leaves, fields["tree"], fields.get("kind"))
+
+
+_decode_small = functools.lru_cache(maxsize=256)(_decode)
 
 
 def undescribed(block: Block, error: Exception) -> CorruptBlockError:
@@ -160,6 +171,8 @@ def create(
             for source, layout in zip(sources, placed, strict=True):
                 draft.write(_bytes_of(source), layout.offset)
         segment = draft.map(name)
+        laid_out = [(dtype, layout) for (dtype, _), layout in zip(contents, placed, strict=True)]
+        segment.tag.cache["description"] = Description(name, laid_out, tree, kind)
         if not written:
             for index, ((dtype, _), layout) in enumerate(zip(contents, placed, strict=True)):
                 view = np.ndarray(layout.shape, dtype, root_of(segment), layout.offset, layout.strides)

@@ -23,30 +23,23 @@ if TYPE_CHECKING:
 def delete(segment: segments.Segment) -> bool:
     """Remove an attached block's name, and the links in flight; false if it was deleted or replaced before."""
     block: blocks.Block = segment.tag
-    if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
+    if not blocks.is_live(segment):
         return False
     try:
         lock = block.member.exclusively(layout.CHANGE_MARK)
     except StoreClosedError:
         return False
     try:
-        if words.load(segment, form.state_offset(block.file_size)) != form.LIVE:
+        if not blocks.is_live(segment):
             return False
         # A replacer may have died between moving the name and marking this block: the name is then another's.
-        removed = _leads_to(block.path, block.identity) and segments.unlink(block.path)
+        removed = blocks.leads_to(block.path, block.identity) and segments.unlink(block.path)
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
     finally:
         lock.close()
     if block.key.name is None:
         _drop_claims(block.member, f"{names.IN_FLIGHT}{block.key.block:016x}.")
     return removed
-
-
-def _leads_to(path: str, identity: tuple[int, int]) -> bool:
-    try:
-        return blocks.identity_of(segments.status_of(path)) == identity
-    except FileNotFoundError:
-        return False
 
 
 def delete_name(member: Membership, name: str) -> bool:

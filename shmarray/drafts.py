@@ -30,10 +30,6 @@ _GUARDS = {
 }
 
 
-def _token() -> str:
-    return os.urandom(8).hex()
-
-
 class Draft:
     """A block in the making: reserved and mapped, visible to nobody. Fill `segment`, then `publish`.
 
@@ -52,7 +48,7 @@ class Draft:
         directory = member.control.directory
         with exhaustion.explained(directory, self.size):
             exhaustion.require(directory, self.size)
-            self.fd, self.temporary = segments.create_leased(directory, names.draft(member.key, _token()))
+            self.fd, self.temporary = segments.create_leased(directory, self._draft_name)
             try:
                 if member.control.capacity is not None:
                     self._account(member.control.capacity)
@@ -63,6 +59,9 @@ class Draft:
             except BaseException:
                 self._abandon()
                 raise
+
+    def _draft_name(self) -> str:
+        return names.draft(self.member.key, os.urandom(8).hex())
 
     def _account(self, capacity: int) -> None:
         """Enter the block into the store's account, or raise `StoreFullError`.
@@ -84,7 +83,7 @@ class Draft:
                 raise exhaustion.full(what, directory, self.size, limit=capacity, used=used, prefix=prefix)
             segments.resize(self.fd, self.size)
             if self.temporary is None:
-                path = os.path.join(self.member.control.directory, names.draft(self.member.key, _token()))
+                path = os.path.join(self.member.control.directory, self._draft_name())
                 segments.publish(self.fd, path)
                 self.temporary = path
             words.store(self._hold, layout.USED_AT, used + self.size)
@@ -150,7 +149,7 @@ class Draft:
     def _replace(self, path: str) -> None:
         """Move the name to this block, then mark the block that had it."""
         if self.temporary is None:
-            temporary = os.path.join(self.member.control.directory, names.draft(self.member.key, _token()))
+            temporary = os.path.join(self.member.control.directory, self._draft_name())
             segments.publish(self.fd, temporary)
             self.temporary = temporary
         lock = self.member.exclusively(layout.CHANGE_MARK)

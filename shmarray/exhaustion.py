@@ -18,7 +18,8 @@ from shmarray._os import limits, segments
 from shmarray.errors import StoreFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from types import TracebackType
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,20 +87,32 @@ def _is_memory(directory: str) -> bool:
     return directory == segments.SHM_DIRECTORY
 
 
-@contextlib.contextmanager
-def explained(directory: str, asked: int) -> Iterator[None]:
-    """Turn the kernel's "no more" inside the block into a `StoreFullError`; other errors pass."""
-    try:
-        yield
-    except OSError as error:
+class explained:  # noqa: N801  used as a function
+    """Turn the kernel's "no more" inside a `with` block into a `StoreFullError`; other errors pass."""
+
+    __slots__ = ("asked", "directory")
+
+    def __init__(self, directory: str, asked: int) -> None:
+        """Know what was asked for, and where."""
+        self.directory = directory
+        self.asked = asked
+
+    def __enter__(self) -> None:
+        """Begin; nothing is looked at unless something fails."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Explain, if what happened was a lack of something."""
+        if not isinstance(error, OSError):
+            return
         if error.errno in _SPACE:
-            what = "shared memory is full" if _is_memory(directory) else "the disk is full"
-            raise full(what, directory, asked) from None
+            what = "shared memory is full" if _is_memory(self.directory) else "the disk is full"
+            raise full(what, self.directory, self.asked) from None
         if error.errno in _FILES:
             raise _no_descriptor() from None
         if error.errno == errno.ENOMEM:
-            raise _no_mapping(asked) from None
-        raise
+            raise _no_mapping(self.asked) from None
 
 
 def explaining(function: Callable[P, T]) -> Callable[P, T]:

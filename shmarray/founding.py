@@ -40,14 +40,10 @@ def found(name: str | None, directory: str, capacity: int | None, guard: str = "
     path = reaper.control_path(key)
     leases: list[segments.Segment] = []
     try:
-        leases.append(
-            _make(segments.SHM_DIRECTORY, names.draft(key, _token()), layout.pack(control), path, uid, owner=True)
-        )
+        leases.append(_make(segments.SHM_DIRECTORY, key, layout.pack(control), path, uid, owner=True))
         if directory != segments.SHM_DIRECTORY:
             claim = reaper.claim_path(directory, key)
-            leases.append(
-                _make(directory, names.draft(key, _token()), bytes(membership.CLAIM_SIZE), claim, uid, owner=False)
-            )
+            leases.append(_make(directory, key, bytes(membership.CLAIM_SIZE), claim, uid, owner=False))
         if name is not None:
             _claim_name(path, uid, name)
         member = Membership(key, control, tuple(leases), founder=os.getpid())
@@ -58,13 +54,9 @@ def found(name: str | None, directory: str, capacity: int | None, guard: str = "
     return member
 
 
-def _token() -> str:
-    return os.urandom(8).hex()
-
-
-def _make(directory: str, fallback: str, content: bytes, path: str, uid: int, *, owner: bool) -> segments.Segment:
+def _make(directory: str, key: names.StoreKey, content: bytes, path: str, uid: int, *, owner: bool) -> segments.Segment:
     """Make a control file or claim that is complete and locked before it has a name."""
-    fd, temporary = segments.create_leased(directory, fallback)
+    fd, temporary = segments.create_leased(directory, lambda: names.draft(key, os.urandom(8).hex()))
     try:
         if owner:
             flocks.mark(fd, layout.OWNER_MARK)

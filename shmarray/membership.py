@@ -10,6 +10,7 @@ A forked child gets a lease of its own before it runs any of its code, so that p
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -21,7 +22,7 @@ from shmarray import controls, exhaustion, reaper
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, processes, segments, words
-from shmarray.errors import CorruptBlockError, StoreClosedError
+from shmarray.errors import CorruptBlockError, StoreClosedError, StoreFullError
 
 CLAIM_SIZE = 4096
 _joined: weakref.WeakValueDictionary[names.StoreKey, Membership] = weakref.WeakValueDictionary()
@@ -203,12 +204,15 @@ class Membership:
             words.store(leases[0], layout.STATE_AT, layout.CLOSED)
         del leases
         try:
-            self._sweep()
+            with exhaustion.explained(self.control.directory, 0):
+                self._sweep()
+        except StoreFullError:
+            pass  # no descriptor to sweep with: the guardian is told by the lease's end, and sweeps
         finally:
-            # Also without a descriptor for the sweep: the guardian is told by this that the store is closed, and sweeps.
             self.leave()
-        if segments.exists(path):
-            reaper.finish(path, self.key.uid)  # others take part in it; or an earlier close was interrupted
+        with contextlib.suppress(OSError):
+            if segments.exists(path):
+                reaper.finish(path, self.key.uid)  # others take part in it; or an earlier close was interrupted
 
     def _sweep(self) -> None:
         try:

@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, MutableMapping
-from multiprocessing import util
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from shmarray import blocks, census, controls, deletion, exhaustion, founding, membership, objects
 from shmarray._format import names
-from shmarray._os import limits, segments
+from shmarray._os import late, limits, segments
 from shmarray.constructors import Constructors
 from shmarray.errors import ArrayExistsError, ArrayNameError, ArrayNotFoundError
 from shmarray.guardian import launch
 from shmarray.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from multiprocessing import util
     from types import TracebackType
 
     from shmarray.census import Problem, StoreStats
@@ -68,12 +68,12 @@ class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
             names.check(name, "a store")
         place = _check_directory(directory)
         self._closed = False
-        self._at_exit: util.Finalize | None = None
+        self._at_exit: util.Finalize[None] | None = None
         with exhaustion.explained(place, 0):
             self._member = founding.found(name, place, _check_capacity(capacity), _check_guard(guard))
         try:
             # After other exit work: worker processes have been joined then, and have dropped what they held.
-            self._at_exit = util.Finalize(None, self._member.close, exitpriority=-100)
+            self._at_exit = late.load("multiprocessing.util").Finalize(None, self._member.close, exitpriority=-100)
             launch.launch(self._member)
         except BaseException:
             self._member.close()

@@ -16,11 +16,11 @@ Must not know: what is in any of the files.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from typing import NamedTuple, TypeGuard
 
+from shmarray._os import late
 from shmarray.errors import ArrayNameError
 
 MAX_NAME_BYTES = 255
@@ -93,7 +93,7 @@ def encode(name: str) -> str:
     text = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in raw)
     if len(text) <= _MAX_ENCODED:
         return text
-    return _HASHED + hashlib.blake2b(raw, digest_size=16).hexdigest()
+    return _HASHED + late.load("hashlib").blake2b(raw, digest_size=16).hexdigest()
 
 
 def decode(text: str) -> str | None:

@@ -51,10 +51,18 @@ def pid_namespace() -> int:
         return 0
 
 
+_me: list[Identity] = []
+
+
 def me() -> Identity:
-    """Identity of this process."""
-    pid = os.getpid()
-    return Identity(pid, start_time(pid), pid_namespace())
+    """Identity of this process; it never changes, but for a child that is forked off."""
+    if not _me:
+        pid = os.getpid()
+        _me.append(Identity(pid, start_time(pid), pid_namespace()))
+    return _me[0]
+
+
+os.register_at_fork(after_in_child=_me.clear)
 
 
 def boot_id() -> str:

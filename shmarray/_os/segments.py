@@ -16,9 +16,12 @@ import os
 import select
 import stat
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmarray._os import flocks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SHM_DIRECTORY = "/dev/shm"  # noqa: S108  the kernel's own place for shared memory
 PAGE = mmap.PAGESIZE
@@ -85,10 +88,10 @@ class Segment(mmap.mmap):
     tag: Any
 
 
-def create_leased(directory: str, fallback: str) -> tuple[Descriptor, str | None]:
+def create_leased(directory: str, fallback: Callable[[], str]) -> tuple[Descriptor, str | None]:
     """Make an empty file with no name in `directory`, and take its lease; returns its descriptor and None.
 
-    On a file system without `O_TMPFILE` the file gets the name `fallback` there, whose path is returned instead of None.
+    On a file system without `O_TMPFILE` the file gets the name `fallback()` there, whose path is returned instead of None.
     """
     while True:
         fd, path = _create(directory, fallback)
@@ -105,13 +108,13 @@ def create_leased(directory: str, fallback: str) -> tuple[Descriptor, str | None
         fd.close()
 
 
-def _create(directory: str, fallback: str) -> tuple[Descriptor, str | None]:
+def _create(directory: str, fallback: Callable[[], str]) -> tuple[Descriptor, str | None]:
     try:
         return _opened(directory, os.O_TMPFILE | os.O_RDWR | _SIGNATURE), None
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-    path = os.path.join(directory, fallback)
+    path = os.path.join(directory, fallback())
     return _opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW), path
 
 

@@ -36,7 +36,7 @@ class _Bench:
         self.directory = directory
         self.fallback = names.draft(key, os.urandom(8).hex())
         self.published = os.path.join(directory, names.draft(key, os.urandom(8).hex()))
-        self.fd, self.temporary = segments.create_leased(directory, self.fallback)
+        self.fd, self.temporary = segments.create_leased(directory, lambda: self.fallback)
 
     def again(self) -> segments.Descriptor:
         """Open the file once more, as another process would."""

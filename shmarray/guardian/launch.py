@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
 import sys
 import time
 import warnings
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from shmarray import reaper
 from shmarray._format import control as layout
-from shmarray._os import flocks, processes, segments, words
+from shmarray._os import flocks, late, processes, segments, words
 from shmarray.errors import GuardianWarning, StoreClosedError
 
 if TYPE_CHECKING:
@@ -39,8 +38,9 @@ def command(member: Membership) -> list[str]:
 
 def launch(member: Membership) -> None:
     """Start the guardian of a store; a `GuardianWarning` where it cannot be started."""
+    subprocess = late.load("subprocess")
     try:
-        done = subprocess.run(  # noqa: S603  our own interpreter, our own script
+        done = subprocess.run(
             command(member),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -89,8 +89,8 @@ def guardian_of(member: Membership) -> int | None:
     path = reaper.control_path(member.key)
     try:
         fd = segments.open_existing(path, write=False)
-    except FileNotFoundError:
-        return None
+    except OSError:
+        return None  # the store has ended; or there is no descriptor to ask with
     try:
         marked = flocks.is_marked(fd, layout.GUARDIAN_MARK)
         page = segments.read(fd, layout.SIZE, 0)

@@ -6,16 +6,17 @@ Must not know: how a guard survives a death.
 
 from __future__ import annotations
 
-from multiprocessing import util
 from threading import BrokenBarrierError
 from typing import TYPE_CHECKING, Any, Self
 
 from shmarray import guards, objects
 from shmarray._format import control
+from shmarray._os import late
 from shmarray.sync import rolls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing import util
 
     import numpy as np
 
@@ -66,7 +67,7 @@ class Barrier(rolls.Roll):
         super()._attached()
         self._action: Callable[[], Any] | None = None
         self._timeout: float | None = None
-        self._leaving: tuple[int, util.Finalize] | None = None
+        self._leaving: tuple[int, util.Finalize[None]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a handle, with action and default timeout."""
@@ -133,7 +134,9 @@ class Barrier(rolls.Roll):
             return
         self._words[me[0]] = me[1] | 1
         if self._leaving is None or self._leaving[0] != guards.generation():
-            leaving = util.Finalize(self, _clear, args=(self._words, me[0], self._array), exitpriority=0)
+            leaving = late.load("multiprocessing.util").Finalize(
+                self, _clear, args=(self._words, me[0], self._array), exitpriority=0
+            )
             self._leaving = (guards.generation(), leaving)
 
     def _wait_for_others(self, generation: int, deadline: float | None) -> None:
