@@ -204,7 +204,7 @@ def leaf(segment: segments.Segment, index: int) -> SharedArray:
     """View one array of a block. Raises `CorruptBlockError` if it would reach beyond the block's data."""
     try:
         dtype, layout = contents.describe(segment).leaves[index]
-        return _place(segment, dtype, layout)
+        return _place(segment, contents.own(dtype), layout)
     except (ValueError, TypeError, IndexError) as error:
         raise contents.undescribed(segment.tag, error) from None
 
@@ -232,7 +232,7 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
         block_key = BlockKey(*key)
         segment = blocks.attach(membership.join(block_key.store_key), block_key)
     offset, shape, strides, encoded, writeable = spec
-    dtype = contents.describe(segment).leaves[0][0] if encoded is None else decode_dtype(encoded)
+    dtype = contents.own(contents.describe(segment).leaves[0][0]) if encoded is None else decode_dtype(encoded)
     try:
         array = SharedArray.__new__(SharedArray, shape, dtype, contents.root_of(segment), offset, strides)
     except (ValueError, TypeError) as error:

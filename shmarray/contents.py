@@ -105,6 +105,11 @@ def _decode(meta: bytes) -> Description:
 _decode_small = functools.lru_cache(maxsize=256)(_decode)
 
 
+def own(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Give a dtype that may be handed out: the names of fields can be changed in place, so a structure's is a copy."""
+    return dtype if dtype.names is None else np.dtype(dtype, copy=True)
+
+
 def undescribed(block: Block, error: Exception) -> CorruptBlockError:
     """Describe a block whose checksum is right and whose description still makes no sense."""
     return CorruptBlockError(

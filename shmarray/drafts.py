@@ -73,9 +73,7 @@ class Draft:
         try:
             used = words.load(self._hold, layout.USED_AT)
             if used + self.size > capacity:
-                used = sum(
-                    item.nbytes for item in exhaustion.holdings(self.member.control.directory, self.member.key.prefix)
-                )
+                used = exhaustion.used(self.member.control.directory, self.member.key.prefix)
             if used + self.size > capacity:
                 words.store(self._hold, layout.USED_AT, used)
                 what = f"the capacity of {self.member.label} is exhausted"

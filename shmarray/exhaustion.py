@@ -7,7 +7,6 @@ Must not know: how blocks are made.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import os
@@ -52,15 +51,34 @@ def size_text(nbytes: int) -> str:
 
 def holdings(directory: str, prefix: str) -> list[Holding]:
     """List all blocks whose file names begin with `prefix`, biggest first."""
-    found = []
+    return sorted(_look(directory, prefix)[0], key=lambda holding: -holding.nbytes)
+
+
+def used(directory: str, prefix: str) -> int:
+    """Count the bytes of all blocks whose file names begin with `prefix`: what there is, or more, and never less.
+
+    A block that moves from its draft's name to its own between listing and asking would be found under neither; so where
+    anything has vanished meanwhile, all is counted again.
+    """
+    while True:
+        found, vanished = _look(directory, prefix)
+        if not vanished:
+            return sum(holding.nbytes for holding in found)
+
+
+def _look(directory: str, prefix: str) -> tuple[list[Holding], bool]:
+    found, vanished = [], False
     for entry in segments.entries(directory, prefix):
         key = names.store_of(entry)
         kind = entry[len(key.prefix) :] if key else ""
         if kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY)):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 size = segments.status_of(os.path.join(directory, entry)).st_size
+            except FileNotFoundError:
+                vanished = True
+            else:
                 found.append(Holding(_label(kind), size))
-    return sorted(found, key=lambda holding: -holding.nbytes)
+    return found, vanished
 
 
 def _label(kind: str) -> str:

@@ -93,7 +93,8 @@ def encode(name: str) -> str:
     text = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in raw)
     if len(text) <= _MAX_ENCODED:
         return text
-    return _HASHED + late.load("hashlib").blake2b(raw, digest_size=16).hexdigest()
+    digest: str = late.load("hashlib").blake2b(raw, digest_size=16).hexdigest()
+    return _HASHED + digest
 
 
 def decode(text: str) -> str | None:
