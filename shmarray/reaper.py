@@ -193,7 +193,9 @@ def finish(path: str, uid: int) -> Outcome:
     nobody = names.control_file(os.path.basename(path)) or names.StoreKey(uid, 0)
     fd = _open_own(path, uid)
     if fd is None:
-        return Outcome(nobody, removed=True, blocks=0, bytes=0, reason="")
+        there = segments.exists(path)
+        reason = "it is not a file of this user" if there else ""
+        return Outcome(nobody, removed=not there, blocks=0, bytes=0, reason=reason)
     try:
         if not flocks.try_exclusive(fd):
             return Outcome(nobody, removed=False, blocks=0, bytes=0, reason="a process takes part in it")

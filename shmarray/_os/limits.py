@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 import resource
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CGROUP = "/sys/fs/cgroup"
+_NO_LIMIT = 1 << 60  # version 1 says "unlimited" with a number near the largest
 
 
 class Space(NamedTuple):
@@ -46,36 +50,52 @@ def file_system(directory: str) -> str:
     return kind
 
 
-def _cgroup_file(name: str) -> str | None:
+class _Group(NamedTuple):
+    """One control group that this process is in: what it may use, and what of it cannot be given back."""
+
+    limit: int
+    used: int
+
+
+def _groups() -> Iterator[_Group]:
+    """Go through the control groups that bound this process, from the innermost outwards, of either version."""
     try:
-        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
-            paths = [line.rstrip("\n").split(":", 2)[2] for line in file if line.startswith("0::")]
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
     except OSError:
-        return None
-    for path in [*paths, "/"]:
+        return
+    for _, controllers, path in lines:
+        if not controllers:
+            yield from _chain(_CGROUP, path, "memory.max", ("anon", "shmem"))
+        elif "memory" in controllers.split(","):
+            yield from _chain(f"{_CGROUP}/memory", path, "memory.limit_in_bytes", ("total_rss", "total_shmem"))
+
+
+def _chain(mount: str, path: str, limit_file: str, kept: tuple[str, str]) -> Iterator[_Group]:
+    # In a container the mount shows the container's own group at its root, whatever path the kernel tells.
+    steps = [step for step in path.split("/") if step]
+    for depth in range(len(steps), -1, -1):
+        folder = os.path.join(mount, *steps[:depth])
         try:
-            with open(os.path.join(_CGROUP, path.lstrip("/"), name), encoding="ascii") as file:
-                return file.read()
-        except OSError:
+            with open(os.path.join(folder, limit_file), encoding="ascii") as file:
+                limit = file.read().strip()
+            with open(os.path.join(folder, "memory.stat"), encoding="ascii") as file:
+                stat = {key: int(value) for key, _, value in (line.partition(" ") for line in file)}
+        except (OSError, ValueError):
             continue
-    return None
+        if limit.isdigit() and int(limit) < _NO_LIMIT:
+            # The page cache of ordinary files can be given back; anonymous and shared memory cannot.
+            yield _Group(int(limit), sum(stat.get(key, 0) for key in kept))
 
 
 def memory_limit() -> int | None:
-    """Bytes of memory that the control group of this process may use in all; None if unlimited or unknown."""
-    text = _cgroup_file("memory.max")
-    return int(text) if text is not None and text.strip().isdigit() else None
+    """Bytes of memory that the control groups of this process may use in all; None if unlimited or unknown."""
+    return min((group.limit for group in _groups()), default=None)
 
 
 def memory_left() -> int | None:
-    """Bytes that the control group may still take before the kernel kills in it; None if unlimited or unknown."""
-    limit = memory_limit()
-    text = _cgroup_file("memory.stat")
-    if limit is None or text is None:
-        return None
-    used = {key: int(value) for key, _, value in (line.partition(" ") for line in text.splitlines())}
-    # The page cache of ordinary files can be given back; anonymous and shared memory cannot.
-    return max(0, limit - used.get("anon", 0) - used.get("shmem", 0))
+    """Bytes that the control groups may still take before the kernel kills in them; None if unlimited or unknown."""
+    return min((max(0, group.limit - group.used) for group in _groups()), default=None)
 
 
 def descriptors() -> tuple[int, int]:

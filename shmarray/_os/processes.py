@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_ENDED = ("Z", "X")
 _FIELDS = 6  # of a line of /proc/PID/maps that names a file
 
 
@@ -33,14 +34,19 @@ class MappedFile(NamedTuple):
     path: str
 
 
-def start_time(pid: int) -> int:
-    """Clock ticks since boot at which `pid` started; 0 if it is not there."""
+def _state(pid: int) -> tuple[str, int]:
+    """State letter and start time of a process, from `/proc/PID/stat`; ("", 0) if it is not there."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return 0
-    return int(fields[19])
+        return "", 0
+    return fields[0].decode(), int(fields[19])
+
+
+def start_time(pid: int) -> int:
+    """Clock ticks since boot at which `pid` started; 0 if it is not there."""
+    return _state(pid)[1]
 
 
 def pid_namespace() -> int:
@@ -84,8 +90,9 @@ def is_provably_gone(identity: Identity) -> bool:
         return True
     except PermissionError:
         pass
-    now = start_time(identity.pid)
-    return now not in (0, identity.start)
+    letter, now = _state(identity.pid)
+    # One that has ended and was not waited for yet still has its pid, and nothing else.
+    return letter in _ENDED or now not in (0, identity.start)
 
 
 def pids() -> list[int]:

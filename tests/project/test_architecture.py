@@ -45,7 +45,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """From the ground up; what stands on one floor does not import each other. Inside a sub-package there is no cycle."""
 
-COMPUTED_IMPORTS = {"_format.classes": "finds the user's own class by the name that a block records"}
+COMPUTED_IMPORTS = {
+    "_format.classes": "finds the user's own class by the name that a block records",
+    "_os.late": "loads modules of the standard library, from a closed list, when they are first needed",
+}
 KERNEL_MODULES = {"fcntl", "mmap"}
 KERNEL_CALLS = {
     *("open", "close", "read", "write", "pread", "pwrite", "link", "unlink", "remove", "rename", "replace", "stat"),
