@@ -48,8 +48,8 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
 
     __slots__ = ()
 
-    # NumPy then wraps results as it does for ndarray itself, in C.
-    __array_wrap__ = None  # type: ignore[assignment]  # documented by NumPy as the way to opt out of wrapping
+    # NumPy asks its operands how to wrap what it computed. This is the answer of a plain ndarray, given in C: as it is.
+    __array_wrap__ = np.empty(0).__array_wrap__  # type: ignore[assignment]  # bound on purpose to an array of another type
 
     @property
     def name(self) -> str | None:
@@ -234,6 +234,8 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     offset, shape, strides, encoded, writeable = spec
     dtype = contents.own(contents.describe(segment).leaves[0][0]) if encoded is None else decode_dtype(encoded)
     try:
+        if offset < 0:  # NumPy looks only at the other end
+            raise ValueError("a view begins before its block")
         array = SharedArray.__new__(SharedArray, shape, dtype, contents.root_of(segment), offset, strides)
     except (ValueError, TypeError) as error:
         raise contents.undescribed(segment.tag, error) from None

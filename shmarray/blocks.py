@@ -210,7 +210,7 @@ def lookup(member: Membership, name: str) -> segments.Segment:
             return segment
     key = BlockKey(member.key.uid, member.key.store, -1, name, None)
     path = member.block_prefix + key.entry
-    last = (0, 0)
+    last: segments.Descriptor | None = None
     while True:
         with exhaustion.explained(member.control.directory, 0):
             try:
@@ -220,12 +220,18 @@ def lookup(member: Membership, name: str) -> segments.Segment:
             try:
                 return _map_checked(member, key, fd, path)
             except ArrayNotFoundError:
-                # Replaced between opening and looking: the name leads to the next one now. Each turn sees another block.
-                if identity_of(segments.status(fd)) == last:
+                # Replaced between opening and looking: the name leads to the next one now. Each turn sees another block; the
+                # one before stays open meanwhile, so that its inode's number cannot be another's.
+                again = last is None or identity_of(segments.status(fd)) != identity_of(segments.status(last))
+                if last is not None:
+                    last.close()
+                if not again:
+                    fd.close()
                     raise
-                last = identity_of(segments.status(fd))
-            finally:
+            except BaseException:
                 fd.close()
+                raise
+            last = fd
     del hold
     if member.state() != layout.OPEN:
         raise member.closed_error()

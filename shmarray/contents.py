@@ -95,6 +95,8 @@ def _decode(meta: bytes) -> Description:
         lengths = layouts.check_shape(shape)
         size = layouts.nbytes(lengths, kind.itemsize)
         steps = None if strides is None else tuple(int(step) for step in strides)
+        if int(offset) < 0:  # NumPy looks only at the other end
+            raise ValueError("an array begins before its block")
         leaves.append((kind, layouts.Layout(lengths, steps, size, int(offset))))
     name = fields["name"]
     if name is not None:

@@ -7,6 +7,7 @@ Must not know: NumPy, dtypes, what a description says.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Self
@@ -20,6 +21,7 @@ from shmarray._os import mutexes, processes, segments, words
 from shmarray.errors import ArrayExistsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from shmarray.membership import Membership
@@ -128,7 +130,7 @@ class Draft:
         meanwhile: whoever publishes looks again after linking, so a sweep at close misses nothing.
         """
         block: blocks.Block = segment.tag
-        with exhaustion.explained(self.member.control.directory, self.size):
+        with exhaustion.explained(self.member.control.directory, self.size), self._store_may_end():
             if replace:
                 self._replace(block.path)
             elif self.temporary is not None and block.key.name is None:
@@ -143,6 +145,16 @@ class Draft:
         if words.load(self._hold, layout.STATE_AT) != layout.OPEN:
             segments.unlink(block.path)
             raise self.member.closed_error()
+
+    @contextlib.contextmanager
+    def _store_may_end(self) -> Iterator[None]:
+        """A name that vanishes in here was swept with the store."""
+        try:
+            yield
+        except FileNotFoundError:
+            if self.member.is_open():
+                raise
+            raise self.member.closed_error() from None
 
     def _replace(self, path: str) -> None:
         """Move the name to this block, then mark the block that had it."""

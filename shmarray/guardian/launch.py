@@ -98,4 +98,4 @@ def guardian_of(member: Membership) -> int | None:
         fd.close()
     pid = int.from_bytes(page[layout.GUARDIAN_AT : layout.GUARDIAN_AT + words.WORD], "little")
     # In its first milliseconds it holds no mark yet.
-    return pid if marked or (pid and path in processes.command(pid)) else None
+    return (pid or None) if marked or (pid and path in processes.command(pid)) else None
