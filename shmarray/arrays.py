@@ -49,7 +49,7 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
     __slots__ = ()
 
     # NumPy asks its operands how to wrap what it computed. This is the answer of a plain ndarray, given in C: as it is.
-    __array_wrap__ = np.empty(0).__array_wrap__  # type: ignore[assignment]  # bound on purpose to an array of another type
+    __array_wrap__ = np.empty(0).__array_wrap__  # bound on purpose to an array of another type
 
     @property
     def name(self) -> str | None:

@@ -17,8 +17,10 @@ pytestmark = pytest.mark.core
 
 SHAPES: list[Any] = [(), 0, 5, (2, 3), [2, 3], (0, 4), (2, 0, 3), (3, 1, 2), np.int64(3), np.array([2, 2]), (1,) * 40]
 DTYPES: list[Any] = [
-    float, int, bool, complex, "f2", ">f4", "g", "G", "u1", "<i8", "l", "q", "S5", "U3", "S", "U", "S0", "V7", "M8[ns]", "m8[7D]", "M8",
-    [("a", "<i2"), ("b", ">f8", (2,))], np.dtype([("a", "u1"), ("b", "f8")], align=True), ("f4", (2, 3)), np.dtype((np.record, [("r", "i4")])),
+    float, int, bool, complex, "f2", ">f4", "g", "G", "u1", "<i8", "l", "q",
+    "S5", "U3", "S", "U", "S0", "V7", "M8[ns]", "m8[7D]", "M8",
+    [("a", "<i2"), ("b", ">f8", (2,))], np.dtype([("a", "u1"), ("b", "f8")], align=True), ("f4", (2, 3)),
+    np.dtype((np.record, [("r", "i4")])),
     {"names": ["x", "y"], "formats": ["i4", "S2"], "offsets": [8, 2], "itemsize": 20, "titles": ["the x", "the y"]},
 ]  # fmt: skip
 MAKERS = ["empty", "zeros", "ones"]
@@ -28,7 +30,9 @@ def prototypes() -> dict[str, Any]:
     """Arrays of every layout that "K" and "A" look at."""
     block = np.arange(2 * 3 * 4 * 5, dtype="i4").reshape(2, 3, 4, 5)
     found: dict[str, Any] = {f"axes {axes}": block.transpose(axes) for axes in itertools.permutations(range(4))}
-    found |= {f"axes {axes} in steps": block[::-1, ::2, :, ::-2].transpose(axes) for axes in itertools.permutations(range(4))}
+    found |= {
+        f"axes {axes} in steps": block[::-1, ::2, :, ::-2].transpose(axes) for axes in itertools.permutations(range(4))
+    }
     found |= {
         "broadcast": np.broadcast_to(np.arange(3.0), (4, 3)),
         "broadcast, transposed": np.broadcast_to(np.arange(3.0), (4, 2, 3)).transpose(2, 0, 1),
@@ -85,8 +89,9 @@ def test_defaults_are_those_of_numpy(memory_store: sa.Store) -> None:
     for maker, option in itertools.product(MAKERS, options):
         assert layout(getattr(memory_store, maker)((2, 3), **option)) == layout(getattr(np, maker)((2, 3), **option))
     model = np.asfortranarray(np.ones((2, 3)))
-    for order in (None, "c", "f", "a", "k"):
-        assert layout(memory_store.zeros_like(model, order=order)) == layout(np.zeros_like(model, order=order)), order  # type: ignore[arg-type]
+    orders: list[Any] = [None, "c", "f", "a", "k"]
+    for order in orders:
+        assert layout(memory_store.zeros_like(model, order=order)) == layout(np.zeros_like(model, order=order)), order
 
 
 def test_an_order_that_numpy_refuses_is_refused(memory_store: sa.Store) -> None:
@@ -111,9 +116,10 @@ def test_full_fills_as_numpy_does(memory_store: sa.Store) -> None:
         (np.float32(3), None), (np.datetime64("2020-01-02"), None), (1.9, "i4"), (7, ">u2"), ("long text", "U4"), ("abc", "S"),
         (0, "?"), (np.nan, "f2"), (np.array((1, 2.0), pair), None), (np.array((1, 2.0), pair)[()], pair), (1, pair),
     ]  # fmt: skip
-    for (value, dtype), order in itertools.product(cases, ("C", "F")):
-        model = np.full((2, 3), value, dtype, order)  # type: ignore[call-overload]
-        made = memory_store.full((2, 3), value, dtype, order)  # type: ignore[arg-type]
+    orders: list[Any] = ["C", "F"]
+    for (value, dtype), order in itertools.product(cases, orders):
+        model = np.full((2, 3), value, dtype, order)
+        made = memory_store.full((2, 3), value, dtype, order)
         assert layout(made) == layout(model), (value, dtype)
         np.testing.assert_array_equal(made, model)
 
@@ -196,7 +202,18 @@ def test_put_takes_what_asarray_takes(store: sa.Store, tmp_path_factory: pytest.
     mapped = np.memmap(tmp_path_factory.mktemp("memmap") / "file", "f4", "w+", shape=(3,))
     mapped[:] = 4
     shared = store.put(np.arange(6).reshape(2, 3))
-    sources: list[Any] = [5, 2.5, "text", b"bytes", range(4), memoryview(b"abc"), read_only, mapped, np.float16(2), shared[::-1, 1:]]
+    sources: list[Any] = [
+        5,
+        2.5,
+        "text",
+        b"bytes",
+        range(4),
+        memoryview(b"abc"),
+        read_only,
+        mapped,
+        np.float16(2),
+        shared[::-1, 1:],
+    ]
     for source in sources:
         made = store.put(source)
         assert type(made) is sa.SharedArray

@@ -28,15 +28,10 @@ import multiprocessing, os
 import numpy as np, shmarray as sa
 with sa.Store() as store, multiprocessing.get_context("fork").Pool(2) as pool:
     array = store.zeros(4)
-    def fill(job):
-        view, value = job
-        view[...] = value
-        return os.getpid()
-    # fork inherits the worker function by name only if it was defined before: so use one of NumPy's
     print(pool.map(np.size, [array, array[1:]]))
     pid = os.fork()
     if pid == 0:
-        fill((array[1:], 3))
+        array[1:] = 3
         os._exit(0)
     os.waitpid(pid, 0)
     print(array.tolist())
@@ -64,7 +59,7 @@ def test_a_script_on_standard_input_works() -> None:
 def test_a_program_given_on_the_command_line_works() -> None:
     """`python -c` too, also with every warning turned into an error and the interpreter isolated from its surroundings."""
     source = "import shmarray as sa; s = sa.Store(); a = s.ones(3); print(a.sum(), s.guardian_pid is not None)"
-    for flags in ([], ["-W", "error"], ["-X", "dev"], ["-O"], ["-B", "-s"]):
+    for flags in (["-W", "error", "-X", "dev"], ["-O", "-B", "-s"]):
         assert run_command([sys.executable, *flags, "-c", source]).expect() == "3.0 True\n"
 
 
@@ -297,7 +292,14 @@ def test_a_forked_child_does_what_it_likes_and_the_parent_notices_nothing() -> N
 @pytest.mark.core
 @pytest.mark.parametrize(
     "end",
-    ["pass", "sys.exit(0)", "os._exit(0)", "store.close(); os._exit(0)", "os.execv('/bin/true', ['true'])", "del store", "store = None; array = None"],
+    [
+        "pass",
+        "sys.exit(0)",
+        "os._exit(0)",
+        "store.close(); os._exit(0)",
+        "os.execv('/bin/true', ['true'])",
+        "store = array = None",
+    ],
 )
 def test_however_a_program_ends_it_ends_silently_and_leaves_nothing(end: str) -> None:
     """The end of the script, an exit, an exit without exit work, another program in its place: no word, no name left."""

@@ -15,9 +15,9 @@ import shmarray as sa
 pytestmark = pytest.mark.core
 
 NAMES = [
-    "a", "A", "train/images/0", "..", ".", "/", "a/../b", "with space", " ", "-", "%2F", "a%2Fb", "%~0", "n.a", "ctl", "*?[a]", "~", "$HOME",
-    "naïve", "nai\u0308ve", "数据", "🗻", "\u200b", "x" * 255, "y" * 254 + "1", "y" * 254 + "2", "é" * 127, "/" * 255, "\\", "a\\b", "'", '"',
-    "name.with.dots", "0", "None", "\u00a0", "a=b;c|d&e", "\ufffd",
+    "a", "A", "train/images/0", "..", ".", "/", "a/../b", "with space", " ", "-", "%2F", "a%2Fb", "%~0", "n.a", "ctl", "*?[a]", "~",
+    "$HOME", "naïve", "nai\u0308ve", "数据", "🗻", "\u200b", "x" * 255, "y" * 254 + "1", "y" * 254 + "2", "é" * 127, "/" * 255, "\\",
+    "a\\b", "'", '"', "name.with.dots", "0", "None", "\u00a0", "a=b;c|d&e", "\ufffd",
 ]  # fmt: skip
 
 
@@ -71,9 +71,10 @@ def test_a_missing_name_is_a_key_error(store: sa.Store) -> None:
 
 def test_what_cannot_be_a_name_is_not_in_the_store(store: sa.Store) -> None:
     """Asking is no error: such a thing is just not there."""
-    for key in ("", "\0", "x" * 256, 5, None, b"a", ("a",)):
+    keys: list[Any] = ["", "\0", "x" * 256, 5, None, b"a", ("a",)]
+    for key in keys:
         assert key not in store
-        assert store.get(key, "nothing") == "nothing"  # type: ignore[call-overload]
+        assert store.get(key, "nothing") == "nothing"
 
 
 def test_the_newest_array_has_the_name(store: sa.Store) -> None:
@@ -136,7 +137,8 @@ def test_a_store_says_what_it_is(place: str | None) -> None:
         assert store.guardian_pid is not None
         assert repr(store) == "<Store 'contract-identity' open>"
         assert len(store.id) == 16
-    assert (store.name, store.closed, joined.closed, store.guardian_pid) == ("contract-identity", True, True, None)
+    closed: list[Any] = [store.name, store.closed, joined.closed, store.guardian_pid]
+    assert closed == ["contract-identity", True, True, None]
     assert repr(store) == "<Store 'contract-identity' closed>"
     with sa.Store(directory=place) as anonymous:
         assert anonymous.name is None
@@ -147,7 +149,7 @@ def test_statistics_count_what_is_there(store: sa.Store, place: str | None) -> N
     """Blocks, handles in flight, bytes and attachments, as they are now."""
     empty = store.stats()
     assert (empty.named, empty.anonymous, empty.in_flight, empty.nbytes, empty.attached) == (0, 0, 0, 0, 0)
-    assert empty.directory == (place or "/dev/shm")  # noqa: S108
+    assert empty.directory == (place or "/dev/shm")
     named, anonymous = store.zeros(1 << 16, name="a"), store.zeros(1 << 16)
     store.put({"x": np.ones(3), "y": [np.ones(4)]}, name="tree")
     handle = pickle.dumps(anonymous)

@@ -8,7 +8,6 @@ import itertools
 import multiprocessing
 import pickle
 from multiprocessing import reduction
-from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +61,7 @@ def test_every_kind_of_pickler_makes_a_handle(store: sa.Store) -> None:
     array = store.put(np.arange(6.0).reshape(2, 3))
     view = array[:, ::-1]
     file = io.BytesIO()
-    pickle._Pickler(file, 5).dump(view)  # type: ignore[attr-defined]
+    pickle._Pickler(file, 5).dump(view)
     buffers: list[pickle.PickleBuffer] = []
     made = {
         "in Python": file.getvalue(),
@@ -87,8 +86,8 @@ def test_a_table_of_reducers_for_ndarray_does_not_catch_it(store: sa.Store) -> N
     array = store.put(np.arange(3))
     file = io.BytesIO()
     pickler = pickle.Pickler(file)
-    pickler.dispatch_table = copyreg.dispatch_table.copy()  # type: ignore[attr-defined]
-    pickler.dispatch_table[np.ndarray] = lambda _: (str, ("caught",))  # type: ignore[attr-defined]
+    pickler.dispatch_table = copyreg.dispatch_table.copy()
+    pickler.dispatch_table[np.ndarray] = lambda _: (str, ("caught",))
     pickler.dump([array, np.arange(3)])
     loaded, plain = pickle.loads(file.getvalue())
     assert plain == "caught"

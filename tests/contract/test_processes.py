@@ -138,7 +138,7 @@ def test_arguments_queues_and_pipes_carry_arrays(start_method: BaseContext, stor
     queues = start_method.Queue(), start_method.Queue()
     simple = start_method.SimpleQueue(), start_method.SimpleQueue()
     ours, theirs = start_method.Pipe()
-    process = start_method.Process(target=workers.transports, args=(array, queues, simple, theirs))
+    process = start_method.Process(target=workers.transports, args=(array, queues, simple, theirs))  # type: ignore[attr-defined]
     process.start()
     for send, receive in ((queues[0].put, queues[1].get), (simple[0].put, simple[1].get), (ours.send, ours.recv)):
         send(array)
@@ -231,6 +231,6 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
 def test_joblib_carries_handles(backend: str) -> None:
-    """joblib's own treatment of large arrays does not catch shared ones: workers write into the parent's memory."""
+    """Joblib's own treatment of large arrays does not catch shared ones: workers write into the parent's memory."""
     pytest.importorskip("joblib")
     assert run_script(JOBLIB, backend, timeout=90).expect() == "True\n"

@@ -32,7 +32,7 @@ COMPUTED: Maker = {
     "np.add.outer": lambda a: np.add.outer(a[0], a[0]),
     "np.add.reduce": lambda a: np.add.reduce(a, axis=0),
     "np.add.accumulate": lambda a: np.add.accumulate(a, axis=1),
-    "vectorize": lambda a: np.vectorize(float)(a),
+    "vectorize": np.vectorize(float),
     "sum by axis": lambda a: a.sum(axis=0),
     "sum, dimensions kept": lambda a: a.sum(keepdims=True),
     "mean": lambda a: a.mean(axis=1),
@@ -50,11 +50,8 @@ COMPUTED: Maker = {
     "np.concatenate": lambda a: np.concatenate([a, a]),
     "np.stack": lambda a: np.stack([a, a]),
     "np.where": lambda a: np.where(a > 3, a, 0),
-    "np.roll": lambda a: np.roll(a, 1),
     "np.pad": lambda a: np.pad(a, 1),
     "np.unique": np.unique,
-    "np.gradient": lambda a: np.gradient(a)[0],
-    "np.nan_to_num": np.nan_to_num,
     "np.tril": np.tril,
     "np.median": lambda a: np.median(a, axis=0),
     "np.einsum": lambda a: np.einsum("ij,kj->ik", a, a),
@@ -80,6 +77,9 @@ COPIED: Maker = {
     "reshape that must copy": lambda a: a.T.reshape(-1),
     "byteswap": lambda a: a.byteswap(),
     "np.array, subok": lambda a: np.array(a, subok=True),
+    "np.roll": lambda a: np.roll(a, 1),
+    "np.gradient": lambda a: np.gradient(a)[0],
+    "np.nan_to_num": np.nan_to_num,
     "empty_like": np.empty_like,
     "zeros_like": np.zeros_like,
     "delete": lambda a: np.delete(a, 0, 0),
@@ -104,12 +104,14 @@ def numbers(store: sa.Store) -> Any:
 def test_a_shared_array_is_an_ndarray(store: sa.Store) -> None:
     """It is one to isinstance and to NumPy, knows its name, and says where its memory is."""
     named, anonymous = store.zeros((2, 3), name="train/images/0"), store.zeros(3)
-    assert isinstance(named, np.ndarray)
-    assert isinstance(named, sa.SharedArray)
+    for array in (named, anonymous):
+        assert isinstance(array, np.ndarray)
+        assert isinstance(array, sa.SharedArray)
     assert (named.name, anonymous.name) == ("train/images/0", None)
     assert (named.is_shared, anonymous.is_shared) == (True, True)
     assert named.block_name != anonymous.block_name
-    assert named[1:].T.block_name == named.block_name
+    view: Any = named[1:].T
+    assert view.block_name == named.block_name
     assert (named.ndim, named.size, named.nbytes, len(named)) == (2, 6, 48, 2)
 
 
@@ -162,6 +164,38 @@ def test_what_numpy_computes_is_a_plain_ndarray(memory_store: sa.Store) -> None:
             assert type(result) is type(model), name
             np.testing.assert_array_equal(result, model, err_msg=name)
             assert result.dtype == model.dtype
+
+
+def test_linear_algebra_takes_shared_arrays(memory_store: sa.Store) -> None:
+    """Every function of `numpy.linalg` and `numpy.fft` gives what it gives for a plain array, and leaves its argument alone."""
+    model = np.array([[4.0, 1, 0], [1, 3, 1], [0, 1, 2]])
+    shared, vector = memory_store.put(model), memory_store.put(np.array([1.0, 2, 3]))
+    one: list[Any] = [
+        np.linalg.inv, np.linalg.pinv, np.linalg.det, np.linalg.slogdet, np.linalg.cholesky, np.linalg.qr, np.linalg.svd, np.linalg.eig,
+        np.linalg.eigh, np.linalg.eigvals, np.linalg.eigvalsh, np.linalg.svdvals, np.linalg.norm, np.linalg.cond, np.linalg.matrix_rank,
+        np.linalg.trace, np.linalg.diagonal, np.linalg.matrix_transpose,
+        np.fft.fft, np.fft.ifft2, np.fft.rfft, np.fft.fftshift, np.fft.hfft,
+    ]  # fmt: skip
+    two: list[Any] = [
+        np.linalg.solve, np.dot, np.matmul, np.inner, np.outer, np.tensordot, np.linalg.vecdot, lambda a, b: np.linalg.lstsq(a, b)[0],
+        lambda a, b: np.linalg.tensorsolve(a, b), lambda a, _: np.linalg.matrix_power(a, 3), lambda a, b: np.linalg.multi_dot([a, a, b]),
+        lambda a, b: np.linalg.solve(a[::-1].T, b),
+    ]  # fmt: skip
+    for function in one:
+        compare(function(shared), function(model))
+    for function in two:
+        compare(function(shared, vector), function(model, np.array(vector)))
+    np.testing.assert_array_equal(shared, model)
+
+
+def compare(result: Any, model: Any) -> None:
+    """Check that two results, or tuples of results, are the same; none may be called shared that is not a view."""
+    if isinstance(model, tuple):
+        assert type(result) is type(model)
+        for mine, theirs in zip(result, model, strict=True):
+            compare(mine, theirs)
+    else:
+        np.testing.assert_array_equal(result, model)
 
 
 def test_a_copy_made_by_numpy_is_private(memory_store: sa.Store) -> None:
@@ -241,7 +275,8 @@ def test_zero_size_and_0d_arrays_are_arrays(store: sa.Store) -> None:
     empty, point = store.zeros((0, 3), name="empty"), store.full((), 7, name="point")
     assert (store["empty"].shape, store["empty"].size, (empty + 1).shape) == ((0, 3), 0, (0, 3))
     assert empty.sum() == 0
-    assert (point.shape, int(point), point[()]) == ((), 7, 7)
+    assert point.shape == ()
+    assert int(point) == point[()] == 7
     point[()] = 8
     point += 1
     assert store["point"] == 9
@@ -264,15 +299,23 @@ def test_a_scope_frees_its_array(store: sa.Store) -> None:
     with store.ones(2) as array:
         array.unlink()
         array.unlink()
-    with store.ones(3, name="whole") as whole, whole[1:] as part:
-        assert part.sum() == 2
+    with store.ones(3, name="whole") as whole:
+        part: Any = whole[1:]
+        with part:
+            assert part.sum() == 2
     assert len(store) == store.stats().anonymous == 0
 
 
 def test_other_views_of_the_buffer_keep_the_memory(store: sa.Store) -> None:
     """A memoryview, `np.frombuffer`, a plain view: each holds the mapping when the array itself has gone."""
-    kinds: list[Callable[[Any], Any]] = [memoryview, np.frombuffer, np.asarray, lambda a: a.data, lambda a: a.view(np.ndarray)[1:]]
-    kinds += [lambda a: a.flat, lambda a: iter(a), lambda a: a.view(np.recarray), lambda a: a.ctypes]
+    kinds: list[Callable[[Any], Any]] = [
+        memoryview,
+        np.frombuffer,
+        np.asarray,
+        lambda a: a.data,
+        lambda a: a.view(np.ndarray)[1:],
+    ]
+    kinds += [lambda a: a.flat, iter, lambda a: a.view(np.recarray), lambda a: a.ctypes]
     for kind in kinds:
         array = store.put(np.arange(4.0))
         held = kind(array)

@@ -17,10 +17,13 @@ from tests.contract.structures import Fixed, Layer, Point
 pytestmark = pytest.mark.core
 
 
-def model() -> dict[str, Any]:
+def model() -> dict[Any, Any]:
     """Make a structure of every kind of container, leaf and value."""
     return {
-        "layers": [Layer(np.ones((2, 3)), np.zeros(3, ">f4"), origin=Point(1, np.arange(2))), Fixed(np.arange(3), "last")],
+        "layers": [
+            Layer(np.ones((2, 3)), np.zeros(3, ">f4"), origin=Point(1, np.arange(2))),
+            Fixed(np.arange(3), "last"),
+        ],
         "point": Point(x=1.5, y=np.asfortranarray(np.arange(6.0).reshape(2, 3))),
         "epoch": 7,
         "notes": ("text", b"bytes", None, True, 2.5, 1j, -(10**30), float("inf")),
@@ -71,7 +74,7 @@ def test_a_tree_gives_back_the_structure_that_was_put(store: sa.Store) -> None:
 def test_a_tree_reads_like_its_outermost_container(store: sa.Store) -> None:
     """A Mapping or a Sequence, with attributes for fields; it cannot be written."""
     tree: Any = store.put(model())
-    assert isinstance(tree, collections.abc.Mapping)
+    assert issubclass(type(tree), collections.abc.Mapping)
     assert list(tree) == list(model())
     assert (len(tree), "epoch" in tree, "nothing" in tree, tree.get("nothing", 3)) == (8, True, False, 3)
     assert (tree["epoch"], tree["notes"][0], tree["scalar"]) == (7, "text", 2.5)
@@ -87,7 +90,13 @@ def test_a_tree_reads_like_its_outermost_container(store: sa.Store) -> None:
     assert tree["layers"][1].label == "last"
     assert tree[5]["b"].sum() == 1
     assert {type(value) for value in tree.values()} > {sa.SharedArray, int}
-    for act in (lambda: tree["nothing"], lambda: layers[2], lambda: tree["point"].z, lambda: tree["layers"][0].weights):
+    acts: list[Any] = [
+        lambda: tree["nothing"],
+        lambda: layers[2],
+        lambda: tree["point"].z,
+        lambda: tree["layers"][0].weights,
+    ]
+    for act in acts:
         with pytest.raises((KeyError, IndexError, AttributeError)):
             act()
     with pytest.raises(TypeError):
@@ -111,9 +120,9 @@ def test_leaves_are_the_same_memory_wherever_they_are_reached(store: sa.Store) -
 
 def test_the_source_stays_private(store: sa.Store) -> None:
     """What was put is copied: neither side sees the other's later writes."""
-    source = {"a": np.zeros(3), "b": [np.zeros(3)]}
+    source: dict[str, Any] = {"a": np.zeros(3), "b": [np.zeros(3)]}
     tree = store.put(source)
-    source["a"][0] = 1  # type: ignore[call-overload]
+    source["a"][0] = 1
     tree["b"][0][:] = 2
     assert (tree["a"].sum(), source["b"][0].sum()) == (0, 0)
 
@@ -150,9 +159,9 @@ def test_a_tree_lives_as_an_array_does(store: sa.Store) -> None:
     tree.unlink()
     store["x"] = np.ones(3)
     store["x"] = model()
-    assert isinstance(store["x"], sa.SharedTree)
+    assert type(store["x"]).__name__ == "SharedMapping"
     store["x"] = np.ones(3)
-    assert isinstance(store["x"], sa.SharedArray)
+    assert type(store["x"]) is sa.SharedArray
 
 
 def test_a_copied_tree_writes_into_no_shared_memory(store: sa.Store) -> None:
@@ -172,7 +181,7 @@ def test_a_shared_tree_can_be_put_again(store: sa.Store) -> None:
     store["three"] = {"part": tree["layers"].unflatten(), "leaf": tree["point"].y}
     tree["point"].y[...] = -1
     tree["layers"][0].weight[...] = -1
-    assert_same(store["two"].unflatten(), model())  # type: ignore[union-attr]
+    assert_same(store["two"].unflatten(), model())
     assert store["three"]["leaf"].sum() == 15
     assert store["three"]["part"][0].weight.sum() == 6
 
@@ -191,8 +200,20 @@ def test_what_has_no_place_in_a_tree_is_refused_whole(store: sa.Store) -> None:
     class Local(Point):
         """A class that no other process can import."""
 
-    wrong: list[Any] = [{"a": [1, {2}]}, [object()], {"a": np.array([None])}, [Local(1, 2)], {("a", "b"): 1}, [np.array(["x"], object)]]
-    wrong += [[np.array(["text"], np.dtypes.StringDType())], [np.ma.masked_array([1], [True])], {"a": lambda: 1}, [b for b in [bytearray(b"x")]]]
+    wrong: list[Any] = [
+        {"a": [1, {2}]},
+        [object()],
+        {"a": np.array([None])},
+        [Local(1, 2)],
+        {("a", "b"): 1},
+        [np.array(["x"], object)],
+    ]
+    wrong += [
+        [np.array(["text"], np.dtypes.StringDType())],
+        [np.ma.masked_array([1], [True])],
+        {"a": lambda: 1},
+        [bytearray(b"x")],
+    ]
     for value in wrong:
         with pytest.raises(TypeError):
             store.put(value, name="x")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-import shmarray as sa
 from tests.helpers.processes import run_command, run_script
+
+if TYPE_CHECKING:
+    import shmarray as sa
 
 pytestmark = pytest.mark.core
 

@@ -68,7 +68,7 @@ VIEWS: dict[str, Callable[[Any], Any]] = {
     "imaginary part": lambda a: a.imag,
     "broadcast": lambda a: np.broadcast_to(a, (2, *a.shape), subok=True),
     "windows": lambda a: stride_tricks.sliding_window_view(a, 2, axis=-1, subok=True),
-    "strided": lambda a: _strided(a),
+    "strided": _strided,
     "ndarray and back": lambda a: a.view(np.ndarray)[...].view(type(a)),
 }
 
@@ -104,4 +104,14 @@ def dtype_facts(dtype: np.dtype[Any]) -> tuple[Any, ...]:
     fields: Any = dtype.fields or {}
     inner = tuple((name, dtype_facts(field[0]), *field[1:]) for name, field in fields.items())
     base = None if dtype.subdtype is None else dtype_facts(dtype.subdtype[0])
-    return dtype.str, dtype.char, dtype.itemsize, dtype.shape, dtype.isalignedstruct, dtype.names, inner, base, dtype.type
+    return (
+        dtype.str,
+        dtype.char,
+        dtype.itemsize,
+        dtype.shape,
+        dtype.isalignedstruct,
+        dtype.names,
+        inner,
+        base,
+        dtype.type,
+    )

@@ -12,6 +12,8 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import signal
+import sys
 import threading
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,15 +25,15 @@ from shmarray import reaper
 from shmarray._format import control
 from shmarray.guardian import launch
 from tests.faults import traced_guardian
-from tests.helpers.processes import reap
+from tests.faults.stage import World
+from tests.helpers.processes import reap, wait_until
 from tests.helpers.tracing import count_events, in_package, kill_at, package_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from shmarray.membership import Membership
-
-    from tests.faults.stage import World
 
 SIZE = 1000
 DEADLINE = 20.0
@@ -201,19 +203,20 @@ def work_is_refused(world: World) -> bool:
     mine = world.views["mine"]
     whole(mine, STABLE)
     mine[:] = STABLE
-    for name, deed in {
+    deeds: dict[str, Callable[[], object]] = {
         "create": lambda: world.store.zeros(3),
         "attach": lambda: world.store["stable"],
-        "publish": lambda: world.store.__setitem__("late", np.zeros(3)),
+        "publish": lambda: world.store.put(np.zeros(3), name="late"),
         "pickle": lambda: pickle.dumps(mine),
-    }.items():
+    }
+    for name, deed in deeds.items():
         try:
             deed()
         except sa.StoreClosedError:
             continue
-        except sa.ArrayNotFoundError:
+        except (sa.ArrayNotFoundError, sa.ArrayExistsError):
             # The owner has ended and the guardian is at it: names go one after the other.
-            assert name in ("attach", "pickle")
+            assert name != "create"
         return False
     return True
 
@@ -338,13 +341,13 @@ OPERATIONS = (
     Operation("write under the guard", _write, _nothing, _hold_stable),
     Operation("read under the guard", _read, _nothing, _hold_stable),
 )
+LOOKING = ("attach by name", "load an anonymous handle", "load a named handle", "pickle a handle", "delete by name")
 NUMBERS = {operation.name: number for number, operation in enumerate(OPERATIONS)}
 
 
 def prepare(world: World, number: int, n: int) -> Any:
     """As the owner: make ready for an operation; gives its ticket."""
     return OPERATIONS[number].prepare(world, n)
-
 
 
 def collect(_: World, directory: str) -> None:
@@ -366,6 +369,46 @@ def connects_to(_: World, name: str, store: str) -> None:
     assert sa.connect(name).id == store
 
 
+def make_many(world: World, number: int) -> None:
+    """Make that many small named arrays."""
+    for index in range(number):
+        world.store.zeros(3, name=f"many/{index}")
+
+
+def fork_beside_threads(world: World, number: int) -> None:
+    """Fork while threads work in the store; they go on with the children alive, which are then killed."""
+    store, enough, children = world.store, threading.Event(), []
+    rounds = [0, 0, 0]
+
+    def busy(index: int) -> None:
+        while not enough.is_set():
+            store[f"own/{index}"] = np.zeros(3)
+            store[f"own/{index}"] = np.ones(3)
+            del store[f"own/{index}"]
+            rounds[index] += 1
+
+    threads = [threading.Thread(target=busy, args=(index,), daemon=True) for index in range(len(rounds))]
+    for thread in threads:
+        thread.start()
+    for _ in range(number):
+        child = os.fork()
+        if not child:
+            signal.pause()
+            os._exit(0)
+        children.append(child)
+    try:
+        before = list(rounds)
+        wait_until(lambda: all(now > then + 5 for now, then in zip(rounds, before, strict=True)), DEADLINE, "they hang")
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        for child in children:
+            reap(child)
+        enough.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+
+
 def make_garbage(world: World) -> None:
     """As the owner: leave what a sweep removes: an anonymous block nobody holds, and a draft whose maker is gone."""
     _plant(world, None)
@@ -385,7 +428,9 @@ def touches_files(filename: str) -> bool:
 
     To die anywhere else is to die before the next line of one of these.
     """
-    return in_package(filename) and not os.path.relpath(os.path.realpath(filename), package_directory()).startswith(_PURE)
+    return in_package(filename) and not os.path.relpath(os.path.realpath(filename), package_directory()).startswith(
+        _PURE
+    )
 
 
 def opens_stores(filename: str) -> bool:
@@ -411,6 +456,51 @@ def die_in(world: World, number: int, ticket: Any, n: int, every: bool) -> None:
     operation.ready(world, ticket)
     with kill_at(n, lines(every)):
         operation.act(world, ticket)
+
+
+class _StopAt:
+    """Stops this process (SIGSTOP) before its n-th line in chosen files; it goes on when it is told to (SIGCONT)."""
+
+    def __init__(self, n: int, files: Callable[[str], bool]) -> None:
+        self.left = n
+        self.files = files
+
+    def __enter__(self) -> None:
+        sys.settrace(self._enter)
+
+    def __exit__(self, *exc: object) -> None:
+        sys.settrace(None)
+
+    def _enter(self, frame: FrameType, _event: str, _arg: object) -> Any:
+        return self._step if self.files(frame.f_code.co_filename) else None
+
+    def _step(self, _frame: FrameType, event: str, _arg: object) -> Any:
+        if event == "line":
+            self.left -= 1
+            if not self.left:
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return self._step
+
+
+def pause_in(blob: bytes, number: int, ticket: Any, n: int, every: bool) -> None:  # noqa: FBT001  as the others
+    """Join and do an operation, with a pause before its n-th line, in which the store ends.
+
+    Then what is left of it is refused, or is of no consequence.
+    """
+    world, operation = World(), OPERATIONS[number]
+    try:
+        if not operation.joins:
+            come(world, blob)
+        operation.ready(world, ticket)
+        with _StopAt(n, lines(every)):
+            operation.act(world, ticket)
+    except (sa.StoreClosedError, sa.StoreNotFoundError):
+        return
+    except sa.ArrayExistsError:
+        assert operation.name == "create named"  # by another that pauses
+    except sa.ArrayNotFoundError:
+        # The names go one after the other: whoever looks for one meanwhile may be told that it is gone.
+        assert operation.name in LOOKING
 
 
 def die_in_a_child(world: World, number: int, ticket: Any, n: int, every: bool) -> int:  # noqa: FBT001  sent as it is

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 from tests.faults import operations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 BY_NAME = {"publish": "x", "unlink a named array": "made", "delete by name": "made"}
 _SOON = 10.0
+_STUCK = 0.3
 
 
 def points(total: int, most: int, *, deep: bool) -> range:
@@ -113,7 +115,7 @@ class WorkerPlay:
         assert not self.files()
         self.owner.leave()
         assert self.stage.status(self.owner.pid) == 0
-        assert self.stage.said() == ""
+        assert not self.stage.said(), self.stage.said()
 
 
 class OwnerPlay:
@@ -167,7 +169,77 @@ class OwnerPlay:
         for actor in (self.guest, self.bystander):
             actor.leave()
             assert self.stage.status(actor.pid) == 0
-        assert self.stage.said() == ""
+        assert not self.stage.said(), self.stage.said()
+
+
+class EndPlay:
+    """A store ends while processes stand at every line of an operation in it; then they go on."""
+
+    def __init__(self, stage: Stage, operation: str, *, deep: bool, **options: Any) -> None:
+        """Open the store."""
+        self.stage = stage
+        self.number = NUMBERS[operation]
+        self.operation = OPERATIONS[self.number]
+        self.deep = deep
+        self.owner = stage.fork()
+        self.blob, self.store, self.guardian = self.owner.do(operations.open_store, options)
+
+    def run(self, most: int, *, kill: bool) -> None:
+        """Let about that many processes pause; end the store by killing its owner, or by closing it."""
+        ticket = self.owner.do(operations.prepare, self.number, 0)
+        rehearsal = self.stage.fork()
+        if not self.operation.joins:
+            rehearsal.do(operations.come, self.blob)
+        total = rehearsal.do(operations.count, self.number, ticket, self.deep)
+        rehearsal.leave()
+        assert self.stage.status(rehearsal.pid) == 0
+        self.stage.dismiss(rehearsal)
+        # All tickets first: whoever pauses may hold a lock that the owner needs for the next.
+        tickets = {n: self.owner.do(operations.prepare, self.number, n) for n in points(total, most, deep=self.deep)}
+        paused = [self._pause(n, ticket) for n, ticket in tickets.items()]
+        self._wait_for_pauses(paused)
+        if kill:
+            self.owner.kill()
+            assert self.stage.status(self.owner.pid) == -signal.SIGKILL
+        else:
+            self.owner.do(operations.close)
+        wait_until(lambda: files_of(self.store) <= {"ctl"}, _SOON, lambda: f"left: {sorted(files_of(self.store))}")
+        while not all(pid in self.stage.statuses for pid in paused):
+            for pid in paused:
+                # Whoever was kept from coming to its pause may come to it only now.
+                if _is_stopped(pid):
+                    os.kill(pid, signal.SIGCONT)
+                elif not is_running(pid):
+                    self.stage.status(pid)
+        assert {self.stage.status(pid) for pid in paused} == {0}, self.stage.said()
+        wait_until(lambda: not files_of(self.store), _SOON, lambda: f"left: {sorted(files_of(self.store))}")
+        assert self.stage.status(self.guardian) == 0
+        if not kill:
+            self.owner.leave()
+            assert self.stage.status(self.owner.pid) == 0
+        assert not self.stage.said(), self.stage.said()
+
+    def _pause(self, n: int, ticket: Any) -> int:
+        return self.stage.fork_process(lambda: operations.pause_in(self.blob, self.number, ticket, n, self.deep))
+
+    def _wait_for_pauses(self, pids: list[int]) -> None:
+        """Wait until all pause, or have ended; but one that holds a lock of the store keeps others from coming so far."""
+        before, since = -1, time.monotonic()
+        while (now := sum(_is_stopped(pid) or not is_running(pid) for pid in pids)) < len(pids):
+            if now != before:
+                before, since = now, time.monotonic()
+            elif now > len(pids) / 3 and time.monotonic() - since > _STUCK:
+                return
+            assert time.monotonic() - since < _SOON, f"only {now} of {len(pids)} come to pause"
+            time.sleep(0.005)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def leave_dead_store(stage: Stage, guest: Actor | None = None, **options: Any) -> str:
@@ -250,7 +322,9 @@ class GuardianPlay(OwnerPlay):
         assert self.stage.status(owner.pid) == -signal.SIGKILL
         self.stage.dismiss(owner)
         # It is killed, or it waits for the guest: then the blocks are gone.
-        wait_until(lambda: not is_running(guardian) or self.files(store) <= {"ctl", "dir"}, _SOON, "it did not clear up")
+        wait_until(
+            lambda: not is_running(guardian) or self.files(store) <= {"ctl", "dir"}, _SOON, "it did not clear up"
+        )
         self.guest.do(operations.look_at_mine)
         self.guest.do(operations.part)
         wait_until(lambda: not is_running(guardian), _SOON, "the guardian did not end")

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import traceback
 from multiprocessing.connection import Client, Connection, Listener, wait
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.helpers import leaks
 from tests.helpers.processes import environment, is_running, reap, wait_until
@@ -73,7 +73,7 @@ def _step(world: World, order: tuple[Callable[..., Any], tuple[Any, ...]]) -> tu
 
 def enter(address: str, world: World, role: str) -> None:
     """Connect to the stage at `address`, and be an actor there until told to leave."""
-    with cast("Connection", Client(f"\0{address}", "AF_UNIX")) as connection:
+    with Client(f"\0{address}", "AF_UNIX") as connection:
         connection.send((os.getpid(), role))
         serve(connection, world)
 
@@ -154,7 +154,7 @@ class Stage:
         self.actors: list[Actor] = []
         self._was_reaper = ctypes.c_int()
         self._known: set[int] = set()
-        self._statuses: dict[int, int] = {}
+        self.statuses: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         """Adopt from now on."""
@@ -197,17 +197,17 @@ class Stage:
             for pid in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not any(is_running(pid) for pid in running), DEADLINE)  # noqa: B023  called at once
+            wait_until(lambda: not any(is_running(pid) for pid in running), DEADLINE)
 
     def status(self, pid: int, timeout: float = DEADLINE) -> int:
         """Reap a child of the test process, born or adopted; returns its exit code as `subprocess` has it."""
-        if pid not in self._statuses:
-            self._statuses[pid] = reap(pid, timeout)
-        return self._statuses[pid]
+        if pid not in self.statuses:
+            self.statuses[pid] = reap(pid, timeout)
+        return self.statuses[pid]
 
     def status_if_known(self, pid: int) -> int | None:
         """The same of a process that ended; None if it was another's child."""
-        return self.status(pid) if pid in self._statuses or leaks.parents().get(pid) == os.getpid() else None
+        return self.status(pid) if pid in self.statuses or leaks.parents().get(pid) == os.getpid() else None
 
     def said(self) -> str:
         """All that actors wrote to standard error so far."""
@@ -282,13 +282,14 @@ class Stage:
         entered = []
         for _ in range(count):
             assert wait([self._socket()], DEADLINE), f"an actor did not enter\n{self.said()}"
-            connection = cast("Connection", self._listener.accept())
+            connection = self._listener.accept()
             pid, role = connection.recv()
             entered.append((role, self._cast(Actor(self, pid, connection))))
         return entered
 
     def _socket(self) -> Any:
-        return self._listener._listener._socket  # type: ignore[attr-defined]  there is no public way to wait for it
+        listener: Any = self._listener
+        return listener._listener._socket  # there is no public way to wait for it
 
     def _cast(self, actor: Actor) -> Actor:
         self.actors.append(actor)

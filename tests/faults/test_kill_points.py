@@ -8,18 +8,33 @@ line of the package.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
 from tests.faults import operations
 from tests.faults.operations import NUMBERS
-from tests.faults.plays import GuardianPlay, OpeningPlay, OwnerPlay, WorkerPlay, leave_dead_store, points
+from tests.faults.plays import EndPlay, GuardianPlay, OpeningPlay, OwnerPlay, WorkerPlay, leave_dead_store, points
 from tests.faults.stage import Stage
 from tests.helpers.leaks import shm_entries
 from tests.helpers.processes import wait_until
 
 MAKING = ["create anonymous", "create named", "put a tree", "publish", "drop the last view", "delete by name", "leave"]
 BY_OWNER = [*MAKING, "load an anonymous handle", "pickle a handle", "unlink an anonymous array", "check and fix"]
+PAUSING = [
+    "create anonymous",
+    "create named",
+    "publish",
+    "load an anonymous handle",
+    "load a named handle",
+    "pickle a handle",
+    "attach by name",
+    "unlink an anonymous array",
+    "delete by name",
+    "join",
+    "check and fix",
+    "write under the guard",
+]
 ANY = [name for name in NUMBERS if name != "connect"]
 
 
@@ -79,10 +94,32 @@ def test_a_reader_sees_old_or_new_whole_while_publishers_are_killed(*, deep: boo
         play.end()
 
 
+@pytest.mark.parametrize("end", ["killed", "closed"])
+@pytest.mark.parametrize("operation", PAUSING)
+def test_who_stands_at_any_line_when_the_store_ends_is_told_so(operation: str, end: str, *, deep: bool) -> None:
+    """Whatever it had begun is undone or refused with `StoreClosedError`; nothing of it comes back after the sweep."""
+    with Stage() as stage:
+        EndPlay(stage, operation, deep=deep).run(25, kill=end == "killed")
+
+
+@pytest.mark.parametrize("operation", ["create anonymous", "create named", "publish"])
+def test_who_stands_at_any_line_when_a_store_with_capacity_ends_is_told_so(operation: str, *, deep: bool) -> None:
+    """There a block in the making has a name from the first, which is swept under it."""
+    with Stage() as stage:
+        EndPlay(stage, operation, deep=deep, capacity=1 << 20).run(20, kill=True)
+
+
 @pytest.mark.parametrize("variant", ["plain", "name", "capacity", "directory"])
-def test_whoever_is_killed_opening_a_store_leaves_what_the_next_removes(variant: str, store_dir: str, *, deep: bool) -> None:
+def test_whoever_is_killed_opening_a_store_leaves_what_the_next_removes(
+    variant: str, store_dir: str, *, deep: bool
+) -> None:
     """Before its guardian runs, the next store of that user clears up; after that, the guardian does."""
-    value = {"plain": {}, "name": {"name": f"kill-{os.getpid()}"}, "capacity": {"capacity": 1 << 20}, "directory": {"directory": store_dir}}
+    value: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "name": {"name": f"kill-{os.getpid()}"},
+        "capacity": {"capacity": 1 << 20},
+        "directory": {"directory": store_dir},
+    }
     with Stage() as stage:
         OpeningPlay(stage, deep=deep, **value[variant]).run({"plain": 30, "name": 8}.get(variant, 10))
     assert not shm_entries(f"shmarray.{os.geteuid()}.name.kill-{os.getpid()}")
@@ -124,9 +161,15 @@ def test_after_the_owner_is_killed_at_any_line_the_guardian_clears_up(operation:
 
 
 @pytest.mark.parametrize("variant", ["plain", "name", "directory"])
-def test_after_the_owner_is_killed_closing_the_store_the_guardian_clears_up(variant: str, store_dir: str, *, deep: bool) -> None:
+def test_after_the_owner_is_killed_closing_the_store_the_guardian_clears_up(
+    variant: str, store_dir: str, *, deep: bool
+) -> None:
     """Half of the names were gone: the rest goes too."""
-    value = {"plain": {}, "name": {"name": f"close-{os.getpid()}"}, "directory": {"directory": store_dir}}
+    value: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "name": {"name": f"close-{os.getpid()}"},
+        "directory": {"directory": store_dir},
+    }
     with Stage() as stage:
         play = OwnerPlay(stage, deep=deep, **value[variant])
         owner, store, guardian = play.open()
@@ -162,7 +205,7 @@ def test_a_guardian_killed_at_any_line_after_its_owner_leaves_the_rest_to_the_ne
     variant: str, store_dir: str, *, deep: bool
 ) -> None:
     """Owner and guardian are dead: the last guest, or the next store of that user, removes what the guardian did not."""
-    value = {"name": {"name": f"bury-{os.getpid()}"}, "directory": {"directory": store_dir}}
+    value: dict[str, dict[str, Any]] = {"name": {"name": f"bury-{os.getpid()}"}, "directory": {"directory": store_dir}}
     with Stage() as stage:
         play = GuardianPlay(stage, deep=deep, **value[variant])
         assert play.sweep(play.after_the_owner, 1 if deep else 19) > 5

@@ -258,6 +258,41 @@ def test_when_all_are_killed_at_once_the_next_removes_what_is_left(start_method:
         assert stage.said() == ""
 
 
+@pytest.mark.parametrize("age", ["fresh", "settled"])
+@pytest.mark.parametrize("delay", [0, 0.3, 1, 3, 10])
+def test_a_stop_of_owner_and_guardian_together_leaves_nothing(age: str, delay: float) -> None:
+    """As a service manager stops a service: SIGTERM to all, some milliseconds apart. The guardian's is not meant for it."""
+    with Stage() as stage:
+        owner = stage.fork()
+        _, store, guardian = owner.do(operations.open_store, {})
+        if age == "settled":
+            owner.do(operations.make_many, 200)
+            wait_until(lambda: ignores(guardian, signal.SIGUSR1), _SOON)
+        os.kill(owner.pid, signal.SIGTERM)
+        until = time.monotonic() + delay / 1000
+        while time.monotonic() < until:
+            pass
+        os.kill(guardian, signal.SIGTERM)
+        assert stage.status(owner.pid) == -signal.SIGTERM
+        assert stage.status(guardian) in (0, -signal.SIGTERM)
+        assert not files_of(store)
+
+
+def test_a_fork_beside_busy_threads_keeps_no_lock() -> None:
+    """Children live on while the threads of their parent create, replace and delete: they hold nothing that others wait for."""
+    with Stage() as stage:
+        owner = stage.fork()
+        _, store, guardian = owner.do(operations.open_store, {})
+        owner.do(operations.fork_beside_threads, 40)
+        owner.do(operations.mend)
+        owner.do(operations.close)
+        assert not files_of(store)
+        owner.leave()
+        assert stage.status(owner.pid) == 0
+        assert stage.status(guardian) == 0
+        assert stage.said() == ""
+
+
 @pytest.mark.parametrize("with_guardian", [True, False], ids=["owner", "owner and guardian"])
 def test_a_name_is_free_again_although_workers_of_the_dead_store_linger(
     start_method: BaseContext, *, with_guardian: bool

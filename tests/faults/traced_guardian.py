@@ -26,14 +26,14 @@ class Trace:
         self.place = place
         self.counting = False
 
-    def enter(self, frame: FrameType, event: str, arg: object) -> Any:
+    def enter(self, frame: FrameType, _event: str, _arg: object) -> Any:
         """Follow a function of the package."""
         if not frame.f_code.co_filename.startswith(self.place):
             return None
         self.counting = self.counting or frame.f_code.co_name == self.function
         return self.step
 
-    def step(self, frame: FrameType, event: str, arg: object) -> Any:
+    def step(self, _frame: FrameType, event: str, _arg: object) -> Any:
         """Count a line."""
         if event == "line" and self.counting:
             self.left -= 1

@@ -27,7 +27,9 @@ def blocks(store: sa.Store) -> Callable[[], list[str]]:
     """Give the kinds of file the store has now but its control file: "a" anonymous, "h" in flight, "n" named, "t" draft."""
 
     def look() -> list[str]:
-        kinds = (name.partition(f".{store.id}.")[2].partition(".")[0] for name in os.listdir(SHM) if f".{store.id}." in name)
+        kinds = (
+            name.partition(f".{store.id}.")[2].partition(".")[0] for name in os.listdir(SHM) if f".{store.id}." in name
+        )
         return sorted(kind for kind in kinds if kind != "ctl")
 
     return look

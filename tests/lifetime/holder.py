@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def _act(command: str, arguments: list[Any], kept: list[Any]) -> Any:
             return [float(np.sum(array)) for array in kept]
         case "add", [amount]:
             for array in kept:
-                array += amount
+                np.add(array, amount, out=array)
             return None
         case "pickle", []:
             return [pickle.dumps(array) for array in kept]
@@ -105,11 +105,13 @@ class Holder:
         self._process.join(30)
         assert self._process.exitcode == 0
 
-    def __enter__(self) -> Holder:
+    def __enter__(self) -> Self:
         """Use the worker."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Tell the worker to end, and reap it. Forked siblings have copies of the pipe, so closing it would tell nobody."""
         with contextlib.suppress(BrokenPipeError):
             self.send("end")

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.core
 def test_it_goes_with_its_last_view_here(store: sa.Store, blocks: Blocks) -> None:
     """Any view keeps it, whatever became of the array it was made from; the last one to go takes it along, at once."""
     views = [store.put(np.arange(12.0).reshape(3, 4))]
-    views += [views[0][1:], views[0].T, views[0].reshape(-1)[5:6], np.asarray(views[0]), views[0].flat, iter(views[0])]  # type: ignore[list-item]
+    views += [views[0][1:], views[0].T, views[0].reshape(-1)[5:6], np.asarray(views[0]), views[0].flat, iter(views[0])]
     for _ in range(len(views) - 1):
         del views[0]
         assert blocks() == ["a"]
@@ -108,7 +108,9 @@ def test_a_handle_outlives_its_sender(start_method: BaseContext, store: sa.Store
         soon([])
 
 
-def test_a_process_that_dies_holds_nothing(start_method: BaseContext, store: sa.Store, blocks: Blocks, soon: Soon) -> None:
+def test_a_process_that_dies_holds_nothing(
+    start_method: BaseContext, store: sa.Store, blocks: Blocks, soon: Soon
+) -> None:
     """What only it held is freed while the store is open, after an exit without exit work and after SIGKILL."""
     for end in (Holder.die, Holder.kill):
         with Holder(start_method) as holder:

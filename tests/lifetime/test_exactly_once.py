@@ -32,7 +32,9 @@ def mapped_files() -> list[tuple[int, int]]:
 def test_an_attached_block_is_one_mapping_and_no_descriptor(store: sa.Store) -> None:
     """Made, looked up, loaded and viewed many times over: one mapping each, ended with its last view; descriptors never."""
     idle, open_files = mapped_files(), leaks.descriptors()
-    arrays: list[Any] = [store.zeros(1000 * (number + 1), name=f"n{number}" if number % 2 else None) for number in range(10)]
+    arrays: list[Any] = [
+        store.zeros(1000 * (number + 1), name=f"n{number}" if number % 2 else None) for number in range(10)
+    ]
     arrays += [store.put([np.ones(3)] * 3), store.zeros(0), store.zeros((), name="point"), store.zeros(0, name="empty")]
     assert len(mapped_files()) == len(idle) + len(arrays)
     assert len(set(mapped_files())) == len(set(idle)) + len(arrays)
@@ -57,7 +59,9 @@ def test_every_name_is_made_once_and_removed_once(start_method: BaseContext) -> 
             arrays = [store.full(50, number) for number in range(20)]
             named = [store.full(50, number, name=str(number)) for number in range(20)]
             list(executor.map(workers.overwrite, arrays + named, range(40)))
-            made = list(executor.map(workers.make_anonymous, [store] * 10, [np.arange(number + 1) for number in range(10)]))
+            made = list(
+                executor.map(workers.make_anonymous, [store] * 10, [np.arange(number + 1) for number in range(10)])
+            )
             assert [len(array) for array in made] == list(range(1, 11))
             store["published"], store["deleted"] = np.zeros(1), np.zeros(1)
             executor.submit(workers.make_and_share, store).result()

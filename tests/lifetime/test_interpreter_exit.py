@@ -18,7 +18,8 @@ PLACES = {
     "sys.modules": "import types; m = types.ModuleType('m'); m.kept = [anonymous, named, tree, store]; sys.modules['m'] = m",
     "a class": "class C: kept = [anonymous, named, tree, store]",
     "a default": "def f(x=[anonymous, named, tree, store]): pass",
-    "a thread": "import threading; e = threading.Event(); threading.Thread(target=lambda x: e.wait(), args=([anonymous, store],), daemon=True).start()",
+    "a thread": "import threading; e = threading.Event()\n"
+    "threading.Thread(target=lambda x: e.wait(), args=([anonymous, store],), daemon=True).start()",
     "thread locals": "import threading; local = threading.local(); local.kept = [anonymous, named, tree, store]",
     "a generator": "def g():\n    x = anonymous[1:]\n    yield x\n    yield store\nit = g(); next(it)",
     "a frame": "sys.frames = [sys._getframe()]",
@@ -29,7 +30,14 @@ PLACES = {
     "a cache": "import functools; f = functools.lru_cache(lambda k: store[k]); f('n')",
     "the collector": "import gc; gc.disable(); x = [anonymous]; x.append(x); gc.callbacks.append(lambda *_: anonymous)",
     "a closed store": "store.close(); x = [anonymous, named]",
-    "__del__": "class D:\n    def __init__(self, a): self.a = a\n    def __del__(self): self.a[...] = 7; assert self.a[-1] == 7\nkept = D(anonymous[1:]); cycle = D(named); cycle.me = cycle",
+    "__del__": """
+class D:
+    def __init__(self, a): self.a = a
+    def __del__(self): self.a[...] = 7; assert self.a[-1] == 7
+kept = D(anonymous[1:])
+cycle = D(named)
+cycle.me = cycle
+""",
 }
 
 START = """
@@ -133,7 +141,7 @@ input()
 
 
 def test_a_worker_that_ends_leaves_the_rest_alone() -> None:
-    """Exit by return, `sys.exit`, exception and `os._exit` in workers of every kind: the parent's arrays stay, and nothing is said."""
+    """Workers of every kind end by return, `sys.exit` and `os._exit`: the parent's arrays stay, and nothing is said."""
     script = """
     import multiprocessing, os, sys
     import numpy as np, shmarray as sa

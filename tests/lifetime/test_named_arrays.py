@@ -59,7 +59,9 @@ def test_deleting_takes_the_name_and_no_view(start_method: BaseContext, store: s
         assert isinstance(holder.tell("look up", store, "x"), sa.ArrayNotFoundError)
 
 
-def test_a_replaced_version_stays_for_those_who_hold_it(start_method: BaseContext, store: sa.Store, blocks: Blocks) -> None:
+def test_a_replaced_version_stays_for_those_who_hold_it(
+    start_method: BaseContext, store: sa.Store, blocks: Blocks
+) -> None:
     """Ten versions under one name, each held by someone: each keeps its own contents; the file system has the last only."""
     with Holder(start_method) as holder:
         mine = []
@@ -120,7 +122,8 @@ def test_nothing_is_mapped_when_everything_is_dropped(store: sa.Store) -> None:
     before = leaks.mappings(), leaks.descriptors()
     for _ in range(3):
         with sa.Store() as other:
-            arrays = [other.zeros(10), other.zeros(10, name="x"), other.put([np.ones(3)], name="t"), pickle.loads(pickle.dumps(other.ones(2)))]
+            arrays = [other.zeros(10), other.zeros(10, name="x"), other.put([np.ones(3)], name="t")]
+            arrays.append(pickle.loads(pickle.dumps(other.ones(2))))
             other["x"] = np.ones(5)
             with pytest.raises(sa.ArrayExistsError):
                 other.zeros(3, name="t")

@@ -16,6 +16,7 @@ from tests.lifetime.workers import SIZE, make, read, write
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
+
 @pytest.mark.core
 def test_readers_see_exactly_one_whole_array(start_method: BaseContext) -> None:
     """Two processes publish without pause, two look up: no read is torn, none finds the name missing, and the news arrive."""
@@ -51,12 +52,16 @@ def test_readers_see_exactly_one_whole_array(start_method: BaseContext) -> None:
 def test_a_name_replaced_in_the_middle_of_a_look_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between each two of its system calls the name is moved to another array: the reader gets that one, and no error."""
     with sa.Store() as store:
-        for module, call in ((segments, "open_existing"), (flocks, "share"), (segments, "status"), (segments, "read"), (segments, "map_shared")):
+        calls = [(segments, call) for call in ("open_existing", "status", "read", "map_shared")]
+        for module, call in [*calls, (flocks, "share")]:
             for before in (True, False):
                 store["w"] = np.zeros(3)
-                real, turns = getattr(module, call), []
+                real = getattr(module, call)
+                turns: list[int] = []
 
-                def interrupted(*args: Any, real: Any = real, before: bool = before, turns: list[int] = turns, **options: Any) -> Any:
+                def interrupted(
+                    *args: Any, real: Any = real, before: bool = before, turns: list[int] = turns, **options: Any
+                ) -> Any:
                     result = None if before else real(*args, **options)
                     if not turns:
                         turns.append(1)

@@ -32,7 +32,8 @@ def write(store: sa.Store, number: int, stop: Any, start: tuple[Any, Any] | None
 def read(store: sa.Store, results: Any, start: tuple[Any, Any]) -> None:
     """Look the array up a number of times, and until there was news; report how often it was torn, and how many were seen."""
     line_up(start)
-    reads, torn, seen = 0, 0, set()
+    reads = torn = 0
+    seen: set[int] = set()
     try:
         while reads < READS or (len(seen) < 3 and reads < 100 * READS):
             array = store["w"]

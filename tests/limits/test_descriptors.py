@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import pytest
 
 from tests.helpers.processes import run_script
@@ -33,7 +31,9 @@ def files(store):
 
 def test_without_a_descriptor_every_operation_says_so() -> None:
     """What needs one raises StoreFullError with limit and remedy; what needs none works; nothing is half-done."""
-    script = PRELUDE + """
+    script = (
+        PRELUDE
+        + """
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 store = sa.Store("limits descriptors")
 a, b, c, t = store.zeros(3, name="a"), store.zeros(3), store.zeros(3, name="c"), store.put({"x": [np.ones(3)]}, name="t")
@@ -43,17 +43,18 @@ before = files(store)
 need = {
     "zeros": lambda: store.zeros(3), "named": lambda: store.zeros(3, name="n"), "put": lambda: store.put(np.ones(3)),
     "tree": lambda: store.put([1, np.ones(2)]), "set": lambda: store.__setitem__("a", np.ones(3)), "get": lambda: store["d"],
-    "get missing": lambda: store["nothing"], "del": lambda: store.__delitem__("d"), "pop": lambda: store.pop("d"), "len": lambda: len(store),
-    "list": lambda: list(store), "items": lambda: dict(store), "stats": store.stats, "check": store.check, "fix": lambda: store.check(fix=True),
-    "release": store.release_unclaimed, "clear": store.clear, "unlink": c.unlink, "unlink anonymous": b.unlink, "scope": lambda: c.__exit__(None, None, None),
-    "load": lambda: pickle.loads(handles[1]), "Store": sa.Store, "named Store": lambda: sa.Store("limits other"), "connect": lambda: sa.connect("limits descriptors"),
-    "setdefault": lambda: store.setdefault("d", np.ones(1)), "tree unlink": t.unlink,
+    "get missing": lambda: store["nothing"], "del": lambda: store.__delitem__("d"), "pop": lambda: store.pop("d"),
+    "len": lambda: len(store), "list": lambda: list(store), "items": lambda: dict(store), "stats": store.stats,
+    "check": store.check, "fix": lambda: store.check(fix=True), "release": store.release_unclaimed, "clear": store.clear,
+    "unlink": c.unlink, "unlink anonymous": b.unlink, "scope": lambda: c.__exit__(None, None, None), "tree unlink": t.unlink,
+    "load": lambda: pickle.loads(handles[1]), "Store": sa.Store, "named Store": lambda: sa.Store("limits other"),
+    "connect": lambda: sa.connect("limits descriptors"), "setdefault": lambda: store.setdefault("d", np.ones(1)),
 }
 free = {
     "in": lambda: "a" in store, "repr": lambda: repr(store), "closed": lambda: store.closed, "dumps": lambda: pickle.dumps(a),
-    "dumps anonymous": lambda: pickle.loads(pickle.dumps(b)), "load attached": lambda: pickle.loads(handles[0]), "load tree": lambda: pickle.loads(handles[3]),
-    "load store": lambda: pickle.loads(handles[5]), "store": lambda: store.name, "read": lambda: a.sum(), "slice": lambda: a[1:] + 1, "tree": lambda: t["x"][0].sum(),
-    "guardian": lambda: store.guardian_pid,
+    "dumps anonymous": lambda: pickle.loads(pickle.dumps(b)), "load attached": lambda: pickle.loads(handles[0]),
+    "load tree": lambda: pickle.loads(handles[3]), "load store": lambda: pickle.loads(handles[5]), "store": lambda: store.name,
+    "read": lambda: a.sum(), "slice": lambda: a[1:] + 1, "leaf": lambda: t["x"][0].sum(), "guardian": lambda: store.guardian_pid,
 }
 taken = use_up()
 said = {}
@@ -84,12 +85,15 @@ store.close()
 assert files(store) == []
 print("done")
 """
+    )
     assert run_script(script).expect() == "done\n"
 
 
 def test_arrays_dropped_without_a_descriptor_are_freed_later() -> None:
     """Dropping never fails: what could not be looked at then is removed by the next creation, or by the guardian."""
-    script = PRELUDE + """
+    script = (
+        PRELUDE
+        + """
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 with sa.Store() as store:
     arrays = [store.zeros(1000) for _ in range(50)]
@@ -102,12 +106,15 @@ with sa.Store() as store:
     assert store.check() == []
 print("done")
 """
+    )
     assert run_script(script).expect() == "done\n"
 
 
 def test_a_store_can_be_closed_without_a_descriptor() -> None:
     """`close()` ends the store or says StoreFullError, and a second one finishes it; its end is never lost."""
-    script = PRELUDE + """
+    script = (
+        PRELUDE
+        + """
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 for name in (None, "limits closing"):
     store = sa.Store(name)
@@ -135,12 +142,15 @@ left = store.ones(3, name="left")
 taken = use_up()                  # and the process ends like that
 print("done")
 """
+    )
     assert run_script(script).expect() == "done\n"
 
 
 def test_a_worker_without_a_descriptor_gets_a_clear_error() -> None:
     """Loading a handle in a process that has not joined the store: StoreFullError, and the handle is not lost by it."""
-    script = PRELUDE + """
+    script = (
+        PRELUDE
+        + """
 import subprocess
 with sa.Store() as store:
     array = store.put(np.arange(3))
@@ -172,12 +182,15 @@ assert loaded[0].sum() == 3 and loaded[2][0].sum() == 3
     assert store.stats().in_flight == 0
 print("done")
 """
+    )
     assert run_script(script).expect() == "done\n"
 
 
 def test_no_address_space_is_a_clear_error() -> None:
     """Under RLIMIT_AS: making and attaching say StoreFullError, nothing is left, and what is held goes on."""
-    script = PRELUDE + """
+    script = (
+        PRELUDE
+        + """
 with sa.Store() as store:
     kept, anonymous = store.ones(10, name="kept"), store.ones(10)
     store["big"] = np.zeros(20 << 20, "u1")
@@ -188,8 +201,12 @@ with sa.Store() as store:
     before = files(store)
     resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 20), resource.RLIM_INFINITY))
     source = np.lib.stride_tricks.as_strided(np.zeros(1, "u1"), (20 << 20,), (0,))
-    for act in (lambda: store.zeros(20 << 20, "u1"), lambda: store.zeros(20 << 20, "u1", name="n"), lambda: store["big"], lambda: pickle.loads(handle),
-                lambda: store.full(3 << 20, 1.5), lambda: store.put(source), lambda: store.__setitem__("kept", source)):
+    acts = [
+        lambda: store.zeros(20 << 20, "u1"), lambda: store.zeros(20 << 20, "u1", name="n"), lambda: store["big"],
+        lambda: pickle.loads(handle), lambda: store.full(3 << 20, 1.5), lambda: store.put(source),
+        lambda: store.__setitem__("kept", source),
+    ]
+    for act in acts:
         try:
             act()
         except sa.StoreFullError as error:
@@ -205,13 +222,16 @@ with sa.Store() as store:
     assert store.check() == []
 print("done")
 """
+    )
     assert run_script(script, env={"OPENBLAS_NUM_THREADS": "1"}).expect() == "done\n"
 
 
 def test_no_more_mappings_is_a_clear_error() -> None:
     """When the kernel's limit of mappings is reached: StoreFullError that names it, nothing lost, and room again when some go."""
-    script = PRELUDE + """
-import mmap
+    script = (
+        PRELUDE
+        + """
+import ctypes, mmap
 limit = int(open("/proc/sys/vm/max_map_count").read())
 if limit > 70000:
     print("done")
@@ -219,8 +239,8 @@ if limit > 70000:
 with sa.Store() as store:
     kept = store.ones(3)
     page = mmap.mmap(-1, 2 * limit * mmap.PAGESIZE)
-    libc = __import__("ctypes").CDLL(None)
-    libc.mprotect.argtypes = [__import__("ctypes").c_void_p, __import__("ctypes").c_size_t, __import__("ctypes").c_int]
+    libc = ctypes.CDLL(None)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     address = np.frombuffer(page, "u1").__array_interface__["data"][0]
     at = 0
     while libc.mprotect(address + at, mmap.PAGESIZE, 1) == 0:
@@ -240,4 +260,5 @@ with sa.Store() as store:
     assert store.check() == []
 print("done")
 """
-    assert run_script(textwrap.dedent(script)).expect() == "done\n"
+    )
+    assert run_script(script).expect() == "done\n"

@@ -24,11 +24,17 @@ from tests.soak.tally import Tally
 
 def main(words: list[str]) -> int:
     """Run lanes until enough was killed; returns 0 if all was sound, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Kill processes at random, and see what is left.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak", description="Kill processes at random, and see what is left."
+    )
     parser.add_argument("--kills", type=int, default=200, help="how many processes to kill (default 200)")
-    parser.add_argument("--minutes", type=float, default=30.0, help="end after that time whatever was killed (default 30)")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="end after that time whatever was killed (default 30)"
+    )
     parser.add_argument("--seed", type=int, help="for the same choices again (not the same timing)")
-    parser.add_argument("--lanes", type=int, default=os.cpu_count() or 1, help="how many stores at a time (default: one a core)")
+    parser.add_argument(
+        "--lanes", type=int, default=os.cpu_count() or 1, help="how many stores at a time (default: one a core)"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the counts there")
     given = parser.parse_args(words)
     seed = random.SystemRandom().randrange(1 << 32) if given.seed is None else given.seed

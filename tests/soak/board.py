@@ -1,6 +1,6 @@
 """What the processes of one troupe and their lane tell each other past every queue: signs of life, the end, what went wrong.
 
-Owns: a mapped file of words, and a file of lines.
+Owns: a mapped file of words, a column of them for each part in the troupe, and a file of lines.
 Must not know: what is being done.
 """
 
@@ -13,8 +13,10 @@ import struct
 from typing import Any
 
 OWNER = 0
+STEPS, LOADED, POISONED = 0, 1, 2
+_COUNTS = 4
 _WORD = struct.Struct("=Q")
-_FINAL, _STOP, _BEATS = 0, 8, 16
+_FINAL, _STOP, _COUNTED = 0, 8, 16
 _SIZE = 4096
 
 
@@ -59,14 +61,14 @@ class Board:
         """Set `stop`."""
         self._set(_STOP, 1)
 
-    def beat(self, slot: int) -> None:
-        """Give a sign of life."""
-        at = _BEATS + 8 * slot
+    def count(self, slot: int, what: int = STEPS) -> None:
+        """Count a step, which is a sign of life, or something else, in the column of a part."""
+        at = _COUNTED + _WORD.size * (_COUNTS * slot + what)
         self._set(at, self._get(at) + 1)
 
-    def beats(self, slot: int) -> int:
-        """How many signs of life there were."""
-        return self._get(_BEATS + 8 * slot)
+    def counted(self, slot: int, what: int = STEPS) -> int:
+        """How many there were."""
+        return self._get(_COUNTED + _WORD.size * (_COUNTS * slot + what))
 
 
 class Journal:

@@ -75,11 +75,12 @@ def work(part: Part, slot: int, seed: int, store: bytes, inbox: Any, outbox: Any
             if not board.final:
                 raise
             return
-        load = Workload(joined, random.Random(seed), board, journal, tight=part.tight)
+        rng = random.Random(seed)  # noqa: S311  no secret
+        load = Workload(joined, rng, board, journal, slot, tight=part.tight)
         load.send = lambda blob, value, named: outbox.put((blob, value, named))
         try:
             while not board.stop:
-                board.beat(slot)
+                board.count(slot)
                 load.reap()
                 load.step()
                 _take(inbox, load)
@@ -118,14 +119,14 @@ class _Owner:
         self.part = part
         self.lane = lane
         self.board = board
-        self.rng = random.Random(part.seed)
+        self.rng = random.Random(part.seed)  # noqa: S311  no secret
         self.context: Any = multiprocessing.get_context(part.method)
         if part.method == "forkserver":
             self.context.set_forkserver_preload(["tests.soak.players"])
         self.store = sa.Store(**part.options)
         workload.prepare(self.store)
         lane.send(("open", self.store.id, self.store.guardian_pid or 0))
-        self.load = Workload(self.store, self.rng, board, journal, tight=part.tight)
+        self.load = Workload(self.store, self.rng, board, journal, OWNER, tight=part.tight)
         self.hands: dict[int, _Hand] = {}
         for slot in range(1, part.workers + 1):
             self._start(slot)
@@ -143,7 +144,7 @@ class _Owner:
     def play(self) -> str:
         """Work until the lane says how to end; returns that."""
         while True:
-            self.board.beat(OWNER)
+            self.board.count(OWNER)
             if self.lane.poll():
                 word: str = self.lane.recv()
                 return word
@@ -167,7 +168,7 @@ class _Owner:
             other = self.hands[self.rng.choice(list(self.hands))]
             if held is not None and other.inbox.qsize() < _ON_THE_WAY:
                 self.load.send = lambda *message: other.inbox.put(message)  # noqa: B023  used at once
-                self.load._hand_over()  # something of what it holds, of this worker or of another
+                self.load.hand_over()  # something of what it holds, of this worker or of another
                 self.load.send = None
 
     def _ended(self, hand: _Hand) -> None:

@@ -37,6 +37,8 @@ class Tally:
     clearing: list[float] = dataclasses.field(default_factory=list)
     troupes: int = 0
     steps: int = 0
+    loaded: int = 0
+    poisoned: int = 0
     left_for_the_next: int = 0
 
     @property
@@ -75,6 +77,8 @@ class Tally:
             "endings": dict(self.endings),
             "troupes": self.troupes,
             "steps": self.steps,
+            "handles_loaded": self.loaded,
+            "guards_recovered": self.poisoned,
             "left_for_the_next": self.left_for_the_next,
             "clearing_seconds": {"median": _quantile(self.clearing, 0.5), "max": _quantile(self.clearing, 1)},
             "faults": {kind: self.faults[kind] for kind in FAULTS},
@@ -85,7 +89,10 @@ class Tally:
     def text(self, seed: int, seconds: float) -> str:
         """Everything, for a person."""
         lines = [
-            f"seed {seed}, {seconds:.0f} s, {self.troupes} stores, {self.steps} steps of work",
+            (
+                f"seed {seed}, {seconds:.0f} s, {self.troupes} stores, {self.steps} steps of work, "
+                f"{self.loaded} arrays handed over, {self.poisoned} guards of the dead recovered"
+            ),
             f"killed {self.killed}: {_list(self.kills)}",
             f"start methods: {_list(self.methods)}; ends of stores: {_list(self.endings)}",
             (

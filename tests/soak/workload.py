@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import shmarray as sa
+from tests.soak.board import LOADED, POISONED
 
 if TYPE_CHECKING:
     import random
@@ -57,7 +58,7 @@ class Held(NamedTuple):
 
 def value_of(thing: Any) -> int:
     """Return the value that fills an array or all arrays of a tree; raises `BrokenPromiseError` if there are two."""
-    leaves = thing["leaves"] if isinstance(thing, sa.SharedTree) else [thing]
+    leaves = [thing] if isinstance(thing, sa.SharedArray) else thing["leaves"]
     found = {int(value.real) for leaf in leaves for value in np.unique(np.asarray(leaf))}
     if len(found) != 1:
         raise BrokenPromiseError("torn", f"{thing!r:.200} holds {sorted(found)}")
@@ -75,18 +76,25 @@ def prepare(store: sa.Store) -> None:
 
 def tree(value: int) -> dict[str, Any]:
     """Nest some arrays."""
-    return {"leaves": [np.full((3, 4), value), np.full(50, value, "f4"), np.full(1, value, "i8")], "note": "same everywhere", "none": None}
+    return {
+        "leaves": [np.full((3, 4), value), np.full(50, value, "f4"), np.full(1, value, "i8")],
+        "note": "same everywhere",
+        "none": None,
+    }
 
 
 class Workload:
     """One process's part."""
 
-    def __init__(self, store: sa.Store, rng: random.Random, board: Board, journal: Journal, *, tight: bool) -> None:
-        """Begin with nothing held; in a `tight` store there may be no room."""
+    def __init__(
+        self, store: sa.Store, rng: random.Random, board: Board, journal: Journal, slot: int, *, tight: bool
+    ) -> None:
+        """Begin with nothing held; `slot` is its part in the troupe; in a `tight` store there may be no room."""
         self.store = store
         self.rng = rng
         self.board = board
         self.journal = journal
+        self.slot = slot
         self.tight = tight
         self.held: list[Held] = []
         self.children: list[int] = []
@@ -95,7 +103,7 @@ class Workload:
             (self._make, 20),
             (self._drop, 14),
             (self._use, 10),
-            (self._hand_over, 20),
+            (self.hand_over, 20),
             (self._replace, 12),
             (self._read, 14),
             (self._come_and_go, 14),
@@ -135,6 +143,7 @@ class Workload:
         held = Held(view, value)
         self._verify(held)
         self._keep(held)
+        self.board.count(self.slot, LOADED)
         return held
 
     def outlive(self) -> None:
@@ -142,7 +151,11 @@ class Workload:
         for _ in range(20):
             for held in self.held:
                 self._verify(held)
-        for deed in (lambda: self.store.zeros(3), lambda: self.store["perm/0"], lambda: self.store.put(np.zeros(3), name="late")):
+        for deed in (
+            lambda: self.store.zeros(3),
+            lambda: self.store["perm/0"],
+            lambda: self.store.put(np.zeros(3), name="late"),
+        ):
             try:
                 deed()
             except sa.StoreClosedError:
@@ -184,7 +197,8 @@ class Workload:
         for held in self.held:
             self._verify(held)
 
-    def _hand_over(self) -> None:
+    def hand_over(self) -> None:
+        """Send something that is held, if there is somewhere to send it."""
         if self.send is None or not self.held:
             return
         held = self.rng.choice(self.held)
@@ -256,8 +270,9 @@ class Workload:
             with counter.write(timeout=_PATIENCE) as inside:
                 if len(np.unique(inside)) != 1:
                     raise BrokenPromiseError("torn", "half of an update, and nobody said that its writer died")
-                inside += 1
+                np.add(inside, 1, out=inside)
         except sa.PoisonedError:
+            self.board.count(self.slot, POISONED)
             with counter.write(timeout=_PATIENCE, heal=True) as inside:
                 inside[:] = inside.max()
 
@@ -281,7 +296,7 @@ class Workload:
             return
         status = 70
         try:
-            self._steps = [entry for entry in self._steps if entry[0] not in (self._fork, self._hand_over)]
+            self._steps = [entry for entry in self._steps if entry[0] not in (self._fork, self.hand_over)]
             self.children = []
             self._use()
             for _ in range(5):
@@ -304,4 +319,6 @@ class Workload:
             if pid:
                 self.children.remove(child)
                 if status:
-                    raise BrokenPromiseError("crash", f"a forked child ended with status {os.waitstatus_to_exitcode(status)}")
+                    raise BrokenPromiseError(
+                        "crash", f"a forked child ended with status {os.waitstatus_to_exitcode(status)}"
+                    )

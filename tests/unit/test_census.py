@@ -180,12 +180,12 @@ def test_what_nobody_can_reach_is_found_and_removed_on_request(store: sa.Store) 
 def test_a_block_that_was_never_finished_is_found_only_when_its_maker_is_gone(store: sa.Store) -> None:
     """A draft's name that somebody holds is no problem; deserted it is one, and is removed by `fix`."""
     directory = store.stats().directory
-    fd, _ = segments.create_leased(directory, "unused")
+    fd, _ = segments.create_leased(directory, lambda: "unused")
     segments.resize(fd, 4096)
     segments.publish(fd, _path(store, "t.1234"))
     assert store.check() == []
     assert store.stats().drafts == 1
-    segments.close(fd)
+    fd.close()
     # The guardian may come first.
     assert [problem.path for problem in store.check(fix=True)] in ([_path(store, "t.1234")], [])
     assert not os.path.exists(_path(store, "t.1234"))

@@ -26,7 +26,7 @@ fd = segments.open_existing(sys.argv[1])
 flocks.share(fd)
 flocks.mark(fd, 7)
 memory = segments.map_shared(fd, 4096)
-segments.close(fd)
+fd.close()
 report("mapped")
 input()
 """
@@ -48,7 +48,7 @@ def _free(path: str) -> bool:
     try:
         return flocks.try_exclusive(fd)
     finally:
-        segments.close(fd)
+        fd.close()
 
 
 def _marked(path: str, number: int) -> bool:
@@ -56,7 +56,7 @@ def _marked(path: str, number: int) -> bool:
     try:
         return flocks.is_marked(fd, number)
     finally:
-        segments.close(fd)
+        fd.close()
 
 
 def _lease(path: str, *marks: int) -> segments.Segment:
@@ -67,7 +67,7 @@ def _lease(path: str, *marks: int) -> segments.Segment:
             assert flocks.mark(fd, number)
         return segments.map_shared(fd, 4096)
     finally:
-        segments.close(fd)
+        fd.close()
 
 
 def test_a_lease_lives_exactly_as_long_as_the_mapping(path: str) -> None:
@@ -151,8 +151,8 @@ def test_closing_other_descriptors_of_the_file_takes_no_lock_away(path: str) -> 
     """Unlike POSIX record locks, which vanish when any descriptor of the file is closed in the process."""
     memory = _lease(path, 0)
     for _ in range(3):
-        segments.close(segments.open_existing(path))
-        segments.close(segments.open_existing(path, write=False))
+        segments.open_existing(path).close()
+        segments.open_existing(path, write=False).close()
     assert not _free(path)
     assert _marked(path, 0)
     del memory
@@ -166,7 +166,7 @@ def test_leases_and_marks_do_not_see_each_other(path: str) -> None:
     memory = _lease(path, 1)
     assert flocks.mark(fd, 0)
     assert not flocks.mark(fd, 1)
-    segments.close(fd)
+    fd.close()
     del memory
 
 
@@ -179,9 +179,9 @@ def test_a_mark_is_one_description_s_and_may_be_taken_again_by_it(path: str) -> 
     assert flocks.mark(other, 6)
     assert flocks.is_marked(other, 5)
     assert not flocks.is_marked(one, 5)
-    segments.close(one)
+    one.close()
     assert flocks.mark(other, 5)
-    segments.close(other)
+    other.close()
 
 
 def test_asking_for_a_mark_does_not_take_it(path: str) -> None:
@@ -191,8 +191,8 @@ def test_asking_for_a_mark_does_not_take_it(path: str) -> None:
     assert not flocks.is_marked(one, 2)
     assert flocks.mark(one, 2)
     assert flocks.is_marked(other, 2)
-    segments.close(one)
-    segments.close(other)
+    one.close()
+    other.close()
 
 
 def test_waiting_for_a_mark_ends_when_its_holder_is_killed(path: str) -> None:
@@ -213,7 +213,7 @@ def test_waiting_for_a_mark_ends_when_its_holder_is_killed(path: str) -> None:
         assert done.wait(20)
         waiter.join()
         assert _marked(path, 7)
-        segments.close(fd)
+        fd.close()
 
 
 def test_a_lease_waits_for_a_janitor_that_is_looking(path: str) -> None:
@@ -230,7 +230,7 @@ def test_a_lease_waits_for_a_janitor_that_is_looking(path: str) -> None:
     thread = threading.Thread(target=attach)
     thread.start()
     assert not taken.wait(0.05)
-    segments.close(janitor)
+    janitor.close()
     assert taken.wait(20)
     thread.join()
     assert not _free(path)
@@ -246,8 +246,8 @@ def test_a_janitor_that_was_stopped_becomes_an_exception(path: str, monkeypatch:
         with pytest.raises(TimeoutError, match="is it stopped"):
             flocks.share(fd)
     finally:
-        segments.close(janitor)
-        segments.close(fd)
+        janitor.close()
+        fd.close()
 
 
 def test_a_mark_lies_beyond_every_file(path: str) -> None:
@@ -256,4 +256,4 @@ def test_a_mark_lies_beyond_every_file(path: str) -> None:
     for number in range(130):
         assert flocks.mark(fd, number)
     assert segments.status(fd).st_size == 4096
-    segments.close(fd)
+    fd.close()

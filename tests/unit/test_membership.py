@@ -322,7 +322,7 @@ input()
         assert flocks.is_marked(fd, layout.OWNER_MARK)
         owner.kill()
         wait_until(lambda: not flocks.is_marked(fd, layout.OWNER_MARK))
-        segments.close(fd)
+        fd.close()
         assert not reaper.finish(reaper.control_path(key), key.uid).removed
         os.kill(said["child"], signal.SIGKILL)
         wait_until(lambda: reaper.finish(reaper.control_path(key), key.uid).removed)
@@ -375,13 +375,13 @@ def test_a_critical_section_excludes_and_is_left_by_death(member: membership.Mem
     entered = threading.Event()
 
     def enter() -> None:
-        segments.close(member.exclusively(layout.CHANGE_MARK))
+        member.exclusively(layout.CHANGE_MARK).close()
         entered.set()
 
     waiter = threading.Thread(target=enter)
     waiter.start()
     assert not entered.wait(0.05)
-    segments.close(member.exclusively(layout.CAPACITY_MARK))
+    member.exclusively(layout.CAPACITY_MARK).close()
     kill_and_reap(pid)
     assert entered.wait(20)
     waiter.join()

@@ -143,11 +143,12 @@ def test_the_command_line_of_a_process_can_be_read() -> None:
 def test_the_files_that_a_process_maps_are_seen_also_when_deleted() -> None:
     """Device and inode tell the file, with its name or without."""
     path = f"/dev/shm/test-processes.{os.getpid()}"
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    os.ftruncate(fd, 8192)
-    info = os.fstat(fd)
+    with open(path, "xb") as file:
+        file.truncate(8192)
+    fd = segments.open_existing(path)
+    info = segments.status(fd)
     memory = segments.map_shared(fd, 8192)
-    os.close(fd)
+    fd.close()
     expected = [processes.MappedFile(info.st_dev, info.st_ino, path)]
     assert processes.mapped_files(os.getpid(), "/dev/shm/test-processes") == expected
     os.unlink(path)

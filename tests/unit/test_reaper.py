@@ -39,12 +39,12 @@ class Made:
 
     def file(self, kind: str, *, held: bool = False, size: int = 4096) -> str:
         """Make one file of the store; `held`: as if a process mapped it."""
-        fd, _ = segments.create_leased(self.directory, "unused")
+        fd, _ = segments.create_leased(self.directory, lambda: "unused")
         segments.resize(fd, size)
         segments.publish(fd, self.path(kind))
         if held:
             self.held.append(segments.map_shared(fd, size))
-        segments.close(fd)
+        fd.close()
         return self.path(kind)
 
     def control(self, *, name: str | None = None, held: bool = False) -> str:
@@ -53,12 +53,12 @@ class Made:
             self.key.store, name, self.directory, None, processes.me(), processes.boot_id(), 0, "00" * 16
         )
         path = reaper.control_path(self.key)
-        fd, _ = segments.create_leased(SHM, "unused")
+        fd, _ = segments.create_leased(SHM, lambda: "unused")
         segments.write(fd, layout.pack(record), 0)
         segments.publish(fd, path)
         if held:
             self.held.append(segments.map_shared(fd, layout.SIZE))
-        segments.close(fd)
+        fd.close()
         if name is not None:
             segments.link(path, reaper.name_path(UID, name))
         return path
@@ -123,7 +123,7 @@ def test_looking_at_a_block_takes_nothing_from_its_holder(made: Made) -> None:
     fd = segments.open_existing(path)
     assert not flocks.try_exclusive(fd)
     flocks.share(fd)
-    segments.close(fd)
+    fd.close()
 
 
 def test_another_users_file_is_left_alone(made: Made) -> None:
@@ -315,7 +315,7 @@ def test_two_who_finish_do_not_cross(made: Made) -> None:
     assert flocks.try_exclusive(first)
     assert not reaper.finish(path, UID).removed
     assert made.left() == {"ctl", "n.x"}
-    segments.close(first)
+    first.close()
     assert reaper.finish(path, UID).removed
 
 

@@ -42,8 +42,8 @@ def path(place: str) -> Iterator[str]:
     segments.unlink(name)
 
 
-def _made(place: str, size: int = PAGE) -> int:
-    fd, temporary = segments.create_leased(place, "test-fallback")
+def _made(place: str, size: int = PAGE) -> segments.Descriptor:
+    fd, temporary = segments.create_leased(place, lambda: "test-fallback")
     assert temporary is None
     segments.reserve(fd, 0, size)
     return fd
@@ -57,7 +57,7 @@ def test_a_new_file_has_no_name_until_it_is_published(place: str, path: str) -> 
     assert segments.status(fd).st_nlink == 0
     assert set(os.listdir(place)) == before
     segments.publish(fd, path)
-    segments.close(fd)
+    fd.close()
     info = segments.status_of(path)
     assert (info.st_nlink, stat.S_IMODE(info.st_mode), info.st_size, info.st_uid) == (1, 0o600, PAGE, os.geteuid())
     with open(path, "rb") as file:
@@ -72,7 +72,7 @@ def test_a_new_file_is_private_whatever_the_umask(place: str, path: str) -> None
     finally:
         os.umask(old)
     segments.publish(fd, path)
-    segments.close(fd)
+    fd.close()
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
@@ -86,14 +86,14 @@ def test_publishing_under_a_taken_name_is_refused_and_changes_nothing(place: str
     assert segments.status(other).st_nlink == 0
     with open(path, "rb") as file:
         assert file.read(3) == b"one"
-    segments.close(one)
-    segments.close(other)
+    one.close()
+    other.close()
 
 
 def test_a_file_that_is_closed_unpublished_leaves_nothing(place: str) -> None:
     """Its memory goes back at the close."""
     free = os.statvfs(place).f_bavail
-    segments.close(_made(place, 8 << 20))
+    _made(place, 8 << 20).close()
     assert free - os.statvfs(place).f_bavail < (4 << 20) // os.statvfs(place).f_frsize
 
 
@@ -101,13 +101,13 @@ def test_a_file_system_without_unnamed_files_gets_a_name_that_is_removed_on_publ
     """The first call of `create_leased` refused as such file systems do: the fallback name is used, and goes."""
     for number in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
         with fail_at(1, number):
-            fd, temporary = segments.create_leased(place, "test-fallback")
+            fd, temporary = segments.create_leased(place, lambda: "test-fallback")
         assert temporary == os.path.join(place, "test-fallback")
         assert stat.S_IMODE(os.stat(temporary).st_mode) == 0o600
         segments.publish(fd, path, temporary)
         assert not segments.exists(temporary)
         assert segments.status(fd).st_nlink == 1
-        segments.close(fd)
+        fd.close()
         assert segments.unlink(path)
 
 
@@ -123,12 +123,12 @@ def test_a_fallback_name_that_was_swept_before_it_was_locked_is_made_anew(place:
 
     monkeypatch.setattr(segments.flocks, "share", share)
     monkeypatch.setattr(segments.os, "O_TMPFILE", os.O_RDONLY | os.O_DIRECTORY)
-    fd, temporary = segments.create_leased(place, "test-fallback")
+    fd, temporary = segments.create_leased(place, lambda: "test-fallback")
     assert swept
     assert temporary is not None
     assert segments.status(fd).st_nlink == 1
     segments.unlink(temporary)
-    segments.close(fd)
+    fd.close()
 
 
 def test_reserving_gives_zeros_and_real_memory(place: str) -> None:
@@ -142,7 +142,7 @@ def test_reserving_gives_zeros_and_real_memory(place: str) -> None:
     segments.write(fd, b"x", 0)
     segments.reserve(fd, 0, size)
     assert segments.read(fd, 1, 0) == b"x"
-    segments.close(fd)
+    fd.close()
 
 
 def test_a_write_is_whole_in_pieces_of_any_size(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_a_write_is_whole_in_pieces_of_any_size(place: str, monkeypatch: pytest.
     assert segments.read(fd, len(data), 11) == data
     assert segments.read(fd, 11, 0) == bytes(11)
     assert len(segments.read(fd, 5000, 4000)) == 96
-    segments.close(fd)
+    fd.close()
 
 
 def test_a_mapping_holds_no_descriptor_and_is_shared(place: str, path: str) -> None:
@@ -164,15 +164,36 @@ def test_a_mapping_holds_no_descriptor_and_is_shared(place: str, path: str) -> N
     fd = _made(place, 2 * PAGE)
     segments.publish(fd, path)
     one = segments.map_shared(fd, 2 * PAGE)
-    segments.close(fd)
+    fd.close()
     fd = segments.open_existing(path)
     other = segments.map_shared(fd, 2 * PAGE)
-    segments.close(fd)
+    fd.close()
     assert leaks.descriptors() == before
     one[PAGE] = 77
     assert other[PAGE] == 77
     assert len(one) == 2 * PAGE
     assert segments.address_of(one) % PAGE == 0
+
+
+def test_a_descriptor_that_is_forgotten_is_closed_silently(place: str) -> None:
+    """Thrown away with the frame that held it, it is closed, and its lock let go, without a word."""
+    before = leaks.descriptors()
+    fd = _made(place)
+    assert leaks.descriptors() != before
+    del fd
+    assert leaks.descriptors() == before
+
+
+def test_closing_twice_closes_no_others_file(place: str) -> None:
+    """A second close does nothing, whoever has the number now."""
+    fd = _made(place)
+    number = fd.fileno()
+    fd.close()
+    other = os.open("/dev/null", os.O_RDONLY)
+    assert other == number
+    fd.close()
+    del fd
+    os.close(other)
 
 
 def test_a_mapping_ends_with_its_last_view_and_not_before(place: str, path: str) -> None:
@@ -181,7 +202,7 @@ def test_a_mapping_ends_with_its_last_view_and_not_before(place: str, path: str)
     inode = segments.status(fd).st_ino
     memory = segments.map_shared(fd, PAGE)
     segments.publish(fd, path)
-    segments.close(fd)
+    fd.close()
 
     def mapped() -> int:
         return sum(mapping.inode == inode for mapping in leaks.mappings(prefix=""))
@@ -201,7 +222,7 @@ def test_a_mapping_cannot_be_closed_under_a_view(place: str) -> None:
     """Even who calls `close` gets `BufferError`, not a dangling view."""
     fd = _made(place)
     memory = segments.map_shared(fd, PAGE)
-    segments.close(fd)
+    fd.close()
     view = memoryview(memory)
     with pytest.raises(BufferError):
         memory.close()
@@ -215,7 +236,7 @@ def test_a_file_larger_than_all_memory_can_be_mapped(place: str) -> None:
     fd = _made(place)
     segments.resize(fd, size)
     memory = segments.map_shared(fd, size)
-    segments.close(fd)
+    fd.close()
     assert len(memory) == size
     assert memory[0] == 0
 
@@ -234,7 +255,7 @@ def test_a_mapping_that_the_kernel_refuses_is_an_error_and_leaves_nothing(place:
         with fail_at(n, number), pytest.raises(OSError, match=os.strerror(number)):
             segments.map_shared(fd, PAGE)
     assert leaks.mappings(prefix="") == before
-    segments.close(fd)
+    fd.close()
 
 
 def test_a_real_limit_on_address_space_is_an_error() -> None:
@@ -242,7 +263,7 @@ def test_a_real_limit_on_address_space_is_an_error() -> None:
     source = """
 import errno, os, resource
 from shmarray._os import segments
-fd, _ = segments.create_leased("/dev/shm", "unused")
+fd, _ = segments.create_leased("/dev/shm", lambda: "unused")
 segments.resize(fd, 1 << 30)
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28), resource.RLIM_INFINITY))
@@ -273,14 +294,14 @@ def test_opening_a_fifo_does_not_wait(place: str, path: str) -> None:
     os.mkfifo(path)
     fd = segments.open_existing(path)
     assert not segments.is_regular(segments.status(fd))
-    segments.close(fd)
+    fd.close()
 
 
 def test_descriptors_are_not_inherited_by_programs(place: str) -> None:
     """Every descriptor of ours is closed on exec."""
     fd = _made(place)
-    assert not os.get_inheritable(fd)
-    segments.close(fd)
+    assert not os.get_inheritable(fd.fileno())
+    fd.close()
 
 
 def test_a_second_name_counts_and_a_rename_replaces_in_one_step(place: str, path: str) -> None:
@@ -298,15 +319,15 @@ def test_a_second_name_counts_and_a_rename_replaces_in_one_step(place: str, path
     assert not segments.unlink(path + ".2")
     assert segments.unlink(path + ".3")
     assert segments.status(one).st_nlink == 0
-    segments.close(one)
-    segments.close(other)
+    one.close()
+    other.close()
 
 
 def test_entries_are_those_with_the_prefix(place: str, path: str) -> None:
     """Only names that begin so, base names, nothing else."""
     fd = _made(place)
     segments.publish(fd, path)
-    segments.close(fd)
+    fd.close()
     assert segments.entries(place, os.path.basename(path)) == [os.path.basename(path)]
     assert segments.entries(place, "test-none") == []
     assert segments.exists(path)
@@ -322,7 +343,7 @@ def test_a_child_forked_while_another_thread_has_a_file_open_does_not_keep_it_op
         fd = _made(place)
         opened.set()
         go_on.wait(20)
-        segments.close(fd)
+        fd.close()
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -331,10 +352,10 @@ def test_a_child_forked_while_another_thread_has_a_file_open_does_not_keep_it_op
     pid = os.fork()
     if pid == 0:
         now = {fd for fd, target in leaks.descriptors().items() if before.get(fd) != target}
-        os._exit(0 if now == {mine} else 1)
+        os._exit(0 if now == {mine.fileno()} else 1)
     go_on.set()
     thread.join()
-    segments.close(mine)
+    mine.close()
     assert reap(pid) == 0
 
 
@@ -347,8 +368,8 @@ place = sys.argv[1]
 stop = threading.Event()
 def churn():
     while not stop.is_set():
-        fd, _ = segments.create_leased(place, "unused")
-        segments.close(fd)
+        fd, _ = segments.create_leased(place, lambda: "unused")
+        fd.close()
 threads = [threading.Thread(target=churn) for _ in range(2)]
 for thread in threads:
     thread.start()
@@ -373,7 +394,7 @@ def test_a_file_size_limit_is_an_error_and_not_a_signal(place: str) -> None:
     if pid == 0:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE, PAGE))
-        fd, _ = segments.create_leased(place, "unused")
+        fd, _ = segments.create_leased(place, lambda: "unused")
         try:
             segments.reserve(fd, 0, 2 * PAGE)
         except OSError as error:

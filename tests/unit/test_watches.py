@@ -25,7 +25,7 @@ from shmarray._os import segments
 from tests.helpers.processes import report
 fd = segments.open_existing(sys.argv[1])
 memory = segments.map_shared(fd, 4096)
-segments.close(fd)
+fd.close()
 report("mapped")
 input()
 del memory
@@ -133,7 +133,7 @@ def test_looking_through_a_read_only_descriptor_is_not_told(path: str) -> None:
     assert fd is not None
     look = segments.open_existing(path, write=False)
     assert flocks.try_exclusive(look)
-    segments.close(look)
+    look.close()
     assert not _told(fd, 0.05)
     os.close(fd)
 
