@@ -48,8 +48,13 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
 
     __slots__ = ()
 
-    # NumPy asks its operands how to wrap what it computed. This is the answer of a plain ndarray, given in C: as it is.
-    __array_wrap__ = np.empty(0).__array_wrap__  # bound on purpose to an array of another type
+    # Results of ufuncs and of methods that reduce are then wrapped as those of ndarray itself are, in C.
+    __array_wrap__ = None  # type: ignore[assignment]  # read by NumPy's C code; its Python code sees only plain arrays, see below
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Answer NumPy's functions: what lies in this memory comes back shared, all else as a plain ndarray."""
+        result = func(*_all_plain(args), **{key: _plain(value) for key, value in kwargs.items()})
+        return _shared(result)
 
     @property
     def name(self) -> str | None:
@@ -192,6 +197,24 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         """Show the values; the word SharedArray stands only where the memory is shared."""
         text = repr(self.view(np.ndarray))
         return "SharedArray" + text.removeprefix("array") if self.is_shared else text
+
+
+def _plain(value: Any) -> Any:
+    """Take the shared type off an argument, in lists and tuples too; the memory stays the same."""
+    if isinstance(value, SharedArray):
+        return value.view(np.ndarray)
+    return _all_plain(value) if type(value) in (list, tuple) else value
+
+
+def _all_plain(values: Any) -> Any:
+    return type(values)([_plain(value) for value in values])
+
+
+def _shared(result: Any) -> Any:
+    """Give the shared type back to what lies in a block, so that it travels as a handle."""
+    if type(result) is np.ndarray:
+        return result if contents.segment_of(result) is None else result.view(SharedArray)
+    return type(result)([_shared(part) for part in result]) if type(result) in (list, tuple) else result
 
 
 def _place(segment: segments.Segment, dtype: np.dtype[Any], layout: layouts.Layout) -> SharedArray:

@@ -53,7 +53,7 @@ def test_a_script_without_a_main_guard_works(method: str) -> None:
 @pytest.mark.core
 def test_a_script_on_standard_input_works() -> None:
     """There is no file to import again, and none is needed."""
-    assert run_stdin(ON_STDIN, "-").expect() == "[4, 3]\n[0.0, 3.0, 3.0, 3.0]\n"
+    assert run_stdin(ON_STDIN, "-W", "ignore::DeprecationWarning", "-").expect() == "[4, 3]\n[0.0, 3.0, 3.0, 3.0]\n"
 
 
 def test_a_program_given_on_the_command_line_works() -> None:

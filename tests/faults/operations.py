@@ -369,6 +369,11 @@ def connects_to(_: World, name: str, store: str) -> None:
     assert sa.connect(name).id == store
 
 
+def meet_guardian(world: World) -> None:
+    """Wait until the guardian serves."""
+    assert list(world.store.manager().list([1])) == [1]
+
+
 def make_many(world: World, number: int) -> None:
     """Make that many small named arrays."""
     for index in range(number):

@@ -267,7 +267,7 @@ def test_a_stop_of_owner_and_guardian_together_leaves_nothing(age: str, delay: f
         _, store, guardian = owner.do(operations.open_store, {})
         if age == "settled":
             owner.do(operations.make_many, 200)
-            wait_until(lambda: ignores(guardian, signal.SIGUSR1), _SOON)
+            owner.do(operations.meet_guardian)
         os.kill(owner.pid, signal.SIGTERM)
         until = time.monotonic() + delay / 1000
         while time.monotonic() < until:
