@@ -10,6 +10,7 @@ to wait for it, and `os.wait` in the user's program never sees it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import types
 
@@ -17,7 +18,13 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _detach() -> None:
-    """Fork; the first process says the guardian's pid on standard output and ends."""
+    """Fork; the first process says the guardian's pid on standard output and ends.
+
+    What is meant for the owner's whole group must not end the guardian, not even while it starts; so signals are ignored
+    before anyone waits for it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     pid = os.fork()
     if pid:
         os.write(1, b"%d\n" % pid)

@@ -86,9 +86,10 @@ class Guard:
 
 
 def main(path: str, uid: int, pid: int, start: int) -> None:
-    """Guard the store whose control file is `path` until it is gone; its owner is process `pid`, started at `start`."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    """Guard the store whose control file is `path` until it is gone; its owner is process `pid`, started at `start`.
+
+    SIGINT, SIGTERM and SIGHUP are ignored already: see `__main__`.
+    """
     try:
         fd = segments.open_existing(path)
     except OSError:
