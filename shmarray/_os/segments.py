@@ -16,6 +16,7 @@ import os
 import select
 import stat
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from shmarray._os import flocks
@@ -42,13 +43,17 @@ Descriptor = select.epoll
 descriptor, silently; so no exception out of a signal handler, at whatever moment, leaves a descriptor open with the locks that
 hang on it. Its own `close()` is a call into C, which no handler can come before."""
 
+# Which thread last opened a descriptor of that number. Entries stay when it is closed: who opens it next writes its own.
+_opener: dict[int, int] = {}
 # Whether there are other threads, just before a fork.
 _threaded = [False]
 
 
 def _opened(path: str, flags: int) -> Descriptor:
     # Two iterators in C: between opening and owning there is no bytecode, and so no moment for a signal handler.
-    return next(map(Descriptor.fromfd, map(os.open, (path,), (flags | os.O_CLOEXEC,), (_MODE,))))
+    fd = next(map(Descriptor.fromfd, map(os.open, (path,), (flags | os.O_CLOEXEC,), (_MODE,))))
+    _opener[fd.fileno()] = threading.get_ident()
+    return fd
 
 
 def _note_threads() -> None:
@@ -58,11 +63,13 @@ def _note_threads() -> None:
 def _close_of_other_threads() -> None:
     """In a forked child: close what other threads of the parent had open for a moment.
 
-    They do not go on here, and the locks that hang on the descriptors would live as long as the child.
+    They do not go on here, and the locks that hang on the descriptors would live as long as the child. The thread that forked
+    does go on, perhaps out of the midst of our code.
     """
     if _threaded[0]:
+        me = threading.get_ident()
         for fd in map(int, os.listdir("/proc/self/fd")):
-            if _is_ours(fd):
+            if _opener.get(fd) != me and _is_ours(fd):
                 os.close(fd)
 
 
