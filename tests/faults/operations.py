@@ -10,6 +10,7 @@ victim's are `ready`, at leisure, and `act`, at whose every line it may die.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
@@ -508,14 +509,18 @@ def pause_in(blob: bytes, number: int, ticket: Any, n: int, every: bool) -> None
         assert operation.name in LOOKING
 
 
-def die_in_a_child(world: World, number: int, ticket: Any, n: int, every: bool) -> int:  # noqa: FBT001  sent as it is
-    """As `die_in`, in a forked child of this actor; returns how it ended."""
+def in_a_child(world: World, step: Callable[..., Any], *args: Any) -> tuple[int, Any]:
+    """Do a step in a forked child of this actor; gives how the child ended, and what the step gave if it came so far."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
     child = os.fork()
     if child:
-        return reap(child)
+        theirs.close()
+        status = reap(child)
+        with ours:
+            return status, ours.recv() if ours.poll() and not status else None
     status = 1
     try:
-        die_in(world, number, ticket, n, every)
+        theirs.send(step(world, *args))
         status = 0
     except BaseException:  # noqa: BLE001  it would go on as a second owner
         os.write(2, traceback.format_exc().encode())

@@ -55,7 +55,7 @@ class WorkerPlay:
 
     def kill_all(self, most: int, *, related: bool = False) -> None:
         """The same, and leave the store open."""
-        total = self._rehearse()
+        total = self._rehearse(related=related)
         self._after(0)
         base = self.files()
         chosen = points(total, most, deep=self.deep)
@@ -69,9 +69,11 @@ class WorkerPlay:
             assert self.files() == base, f"left after a death at line {n} of {total}: {self.files() ^ base}"
         assert killed > 0.8 * len(chosen), f"only {killed} of {len(chosen)} died"
 
-    def _rehearse(self) -> int:
+    def _rehearse(self, *, related: bool) -> int:
         """Do the operation once, whole, and count its lines."""
         ticket = self.owner.do(operations.prepare, self.number, 0)
+        if related:
+            return int(self.owner.do(operations.in_a_child, operations.count, self.number, ticket, self.deep)[1])
         actor = self.stage.fork()
         if not self.operation.joins:
             actor.do(operations.come, self.blob)
@@ -84,7 +86,8 @@ class WorkerPlay:
     def _kill(self, ticket: Any, n: int, *, related: bool) -> int:
         """Let a victim die at line n; returns how it ended."""
         if related:
-            return int(self.owner.do(operations.die_in_a_child, self.number, ticket, n, self.deep))
+            step = (operations.die_in, self.number, ticket, n, self.deep)
+            return int(self.owner.do(operations.in_a_child, *step)[0])
 
         def victim() -> None:
             world = World()
@@ -204,6 +207,8 @@ class EndPlay:
         else:
             self.owner.do(operations.close)
         wait_until(lambda: files_of(self.store) <= {"ctl"}, _SOON, lambda: f"left: {sorted(files_of(self.store))}")
+        # Nobody sweeps after them: what they publish now they have to take back themselves.
+        os.kill(self.guardian, signal.SIGSTOP)
         while not all(pid in self.stage.statuses for pid in paused):
             for pid in paused:
                 # Whoever was kept from coming to its pause may come to it only now.
@@ -212,6 +217,8 @@ class EndPlay:
                 elif not is_running(pid):
                     self.stage.status(pid)
         assert {self.stage.status(pid) for pid in paused} == {0}, self.stage.said()
+        assert files_of(self.store) <= {"ctl"}, f"published after the end: {sorted(files_of(self.store))}"
+        os.kill(self.guardian, signal.SIGCONT)
         wait_until(lambda: not files_of(self.store), _SOON, lambda: f"left: {sorted(files_of(self.store))}")
         assert self.stage.status(self.guardian) == 0
         if not kill:

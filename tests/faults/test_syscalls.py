@@ -11,6 +11,7 @@ import errno
 import os
 import pickle
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -31,13 +32,31 @@ MENDABLE = (
     "a handle in flight to a block that was deleted",
 )
 #: Which calls can fail with which number; every call can fail with EIO.
-MEMORY = {"os.open", "os.link", "os.rename", "os.posix_fallocate", "mmap.mmap", "libc.mmap", "open", "fcntl.flock", "fcntl.fcntl"}
+MEMORY = {
+    "os.open",
+    "os.link",
+    "os.rename",
+    "os.posix_fallocate",
+    "mmap.mmap",
+    "libc.mmap",
+    "open",
+    "fcntl.flock",
+    "fcntl.fcntl",
+}
 FITS = {
     errno.EIO: None,
     errno.EMFILE: {"os.open", "open", "os.listdir", "mmap.mmap", "os.pidfd_open"},
     errno.ENOSPC: {"os.open", "os.link", "os.rename", "os.pwrite", "os.posix_fallocate", "os.ftruncate"},
     errno.ENOMEM: MEMORY,
-    errno.EINTR: {"os.open", "os.pwrite", "os.pread", "os.posix_fallocate", "os.ftruncate", "fcntl.flock", "fcntl.fcntl"},
+    errno.EINTR: {
+        "os.open",
+        "os.pwrite",
+        "os.pread",
+        "os.posix_fallocate",
+        "os.ftruncate",
+        "fcntl.flock",
+        "fcntl.fcntl",
+    },
 }
 KINDS = ("memory", "capacity", "disk", "no unnamed files")
 
@@ -46,6 +65,7 @@ class World:
     """A store of one kind, what is always in it, and a look at it from outside."""
 
     def __init__(self, kind: str, directory: str) -> None:
+        """Open a store with two arrays that stay, and note how it then looks."""
         self.directory = directory if kind == "disk" else leaks.SHM
         self.store = sa.Store(
             f"syscalls-{os.getpid()}",
@@ -79,8 +99,8 @@ class World:
         assert leaks.descriptors() == self.open, where
         store = self.store
         if "made" in store:
-            made = store["made"]
-            leaves = [made["a"], made["b"][0]] if isinstance(made, sa.SharedTree) else [made]
+            made: Any = store["made"]
+            leaves: list[Any] = [made["a"], made["b"][0]] if isinstance(made, Mapping) else [made]
             assert {float(value) for leaf in leaves for value in np.unique(leaf)} in ({5.0}, {0.0}), where
             del made, leaves
             del store["made"]
@@ -195,7 +215,7 @@ OPERATIONS = {
 
 @pytest.fixture(autouse=True)
 def _no_guardian(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "launch", lambda member: None)
+    monkeypatch.setattr(launch, "launch", lambda _member: None)
 
 
 @contextlib.contextmanager
@@ -241,7 +261,9 @@ def _failing(n: int, number: int) -> Iterator[list[Call]]:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_whatever_call_fails_nothing_is_lost_or_left(name: str, store_dir: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_whatever_call_fails_nothing_is_lost_or_left(
+    name: str, store_dir: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     """One call fails: success or a typed error; no descriptor, mapping or file stays; the store works and checks clean."""
     for kind in KINDS:
         with _way(kind):
@@ -307,9 +329,8 @@ def test_whatever_call_fails_nothing_is_left_of_the_store(
 def _fail_opening(name: str, options: dict[str, Any], n: int, number: int) -> list[Call]:
     """Open a store with the n-th call failing, and close it if it opened; returns the calls."""
     store = None
-    with _failing(n, number) as calls:
-        with contextlib.suppress(sa.ShmArrayError, OSError, MemoryError):
-            store = sa.Store(name, **options)
+    with _failing(n, number) as calls, contextlib.suppress(sa.ShmArrayError, OSError, MemoryError):
+        store = sa.Store(name, **options)
     if store is not None:
         store["x"] = np.ones(3)
         store.close()
@@ -344,7 +365,11 @@ def test_every_system_call_that_our_sources_make_is_among_those_that_failed(stor
         with open(os.path.join(package_directory(), "_os", f"{module}.py"), encoding="utf-8") as file:
             tree = ast.parse(file.read())
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+            ):
                 written.add(f"{node.func.value.id}.{node.func.attr}")
     written &= {
         "os.open", "os.close", "os.link", "os.unlink", "os.rename", "os.posix_fallocate", "os.pwrite", "os.pread", "os.fstat",
@@ -355,7 +380,7 @@ def test_every_system_call_that_our_sources_make_is_among_those_that_failed(stor
         world = World(kind, store_dir)
         for operation in OPERATIONS.values():
             operation.ready(world)
-            reached |= {call.function for call in count_calls(lambda: operation.deed(world))}
+            reached |= {call.function for call in count_calls(partial(operation.deed, world))}
             world.verify("no failure")
         world.store.close()
         del world

@@ -13,7 +13,7 @@ from tests.helpers import tracing
 def hold_write(array: sa.SharedArray, line: Any) -> None:
     """Enter exclusively, say so, and leave when told."""
     with array.write() as x:
-        x += 1
+        x[:] += 1
         line.send("inside")
         line.poll(None)
 

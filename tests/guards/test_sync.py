@@ -17,13 +17,14 @@ from tests.guards import actors
 from tests.helpers.processes import reap, wait_until
 
 if TYPE_CHECKING:
-    from multiprocessing.context import BaseContext
+    from collections.abc import Callable
+    from multiprocessing.context import SpawnContext
 
 FORK = get_context("fork")
 
 
 @pytest.mark.core
-def test_every_object_travels_to_every_process(start_method: BaseContext) -> None:
+def test_every_object_travels_to_every_process(start_method: SpawnContext) -> None:
     """Each kind of object reaches a process by its arguments and means the same there."""
     with sa.Store() as store:
         barrier, condition, counter = store.Barrier(3), store.Condition(), store.Value("i")
@@ -54,7 +55,7 @@ def _notify(condition: Any) -> bool:
 def test_objects_with_a_name_are_found_in_the_store_and_die_with_it() -> None:
     """store["name"] gives the same object to any process; closing the store ends it."""
     with sa.Store() as store:
-        made = {
+        made: dict[str, Any] = {
             "lock": store.Lock(name="lock"),
             "rlock": store.RLock(name="rlock"),
             "semaphore": store.Semaphore(3, name="semaphore"),
@@ -92,7 +93,7 @@ def test_a_lock_behaves_as_that_of_multiprocessing() -> None:
 
 
 @pytest.mark.core
-def test_a_re_entrant_lock_counts(start_method: BaseContext) -> None:
+def test_a_re_entrant_lock_counts(start_method: SpawnContext) -> None:
     """An RLock may be taken again by its thread, is free after as many releases, and complains as multiprocessing's does."""
     with sa.Store() as store:
         lock = store.RLock()
@@ -171,8 +172,8 @@ def test_signals_sent_by_a_semaphore_are_not_given_back() -> None:
 
 
 @pytest.mark.core
-def test_an_event_wakes_all_who_wait(start_method: BaseContext) -> None:
-    """wait returns false after its timeout, true once the event is set, at once while it stays set."""
+def test_an_event_wakes_all_who_wait(start_method: SpawnContext) -> None:
+    """`wait` returns false after its timeout, true once the event is set, at once while it stays set."""
     with sa.Store() as store:
         event = store.Event()
         assert not event.wait(0)
@@ -217,7 +218,7 @@ def _waiters(condition: Any) -> int:
 
 
 def test_a_condition_needs_its_lock_and_keeps_time() -> None:
-    """wait and notify without the lock raise GuardError; wait and wait_for keep their timeouts and take the lock again."""
+    """`wait` and `notify` without the lock raise GuardError; wait and wait_for keep their timeouts and take the lock again."""
     with sa.Store() as store:
         condition = store.Condition()
         for call in (condition.wait, condition.notify, condition.notify_all):
@@ -254,7 +255,7 @@ def test_a_barrier_behaves_as_that_of_multiprocessing() -> None:
     """Numbers, action, timeout, abort and reset."""
     with sa.Store() as store:
         called: list[int] = []
-        barrier = store.Barrier(2, action=lambda: called.append(1))
+        barrier: Any = store.Barrier(2, action=lambda: called.append(1))  # what `broken` says changes
         numbers: list[int] = []
         thread = threading.Thread(target=lambda: numbers.append(barrier.wait(30)))
         thread.start()
@@ -327,7 +328,7 @@ def test_a_barrier_does_not_break_when_a_process_just_ends() -> None:
 def test_ctrl_c_comes_through_every_wait() -> None:
     """A waiter in each kind of object is interrupted by SIGINT within a slice of time."""
     with sa.Store() as store:
-        waits = {
+        waits: dict[str, Callable[[], object]] = {
             "event": store.Event().wait,
             "semaphore": store.Semaphore(0).acquire,
             "barrier": store.Barrier(2).wait,

@@ -14,7 +14,7 @@ import shmarray as sa
 from tests.guards import actors
 
 if TYPE_CHECKING:
-    from multiprocessing.context import BaseContext
+    from multiprocessing.context import SpawnContext
 
 pytestmark = pytest.mark.core
 
@@ -65,7 +65,7 @@ def test_a_structured_value_is_a_record() -> None:
         assert value.value.item() == (2.5, 3)
 
 
-def test_adding_is_atomic(start_method: BaseContext) -> None:
+def test_adding_is_atomic(start_method: SpawnContext) -> None:
     """Processes that add at the same time lose nothing; so do those that use the lock themselves."""
     with sa.Store() as store:
         value = store.Value("q")
@@ -105,7 +105,7 @@ def test_an_array_is_made_of_a_size_or_of_values() -> None:
 
 
 def test_an_array_of_characters_has_value_and_raw() -> None:
-    """value is the text up to the first NUL, raw is all of it, NULs at the end included; other arrays have neither."""
+    """`value` is the text up to the first NUL, raw is all of it, NULs at the end included; other arrays have neither."""
     with sa.Store() as store:
         text = store.Array("c", 8)
         text.value = b"hello"

@@ -246,10 +246,10 @@ with sa.Store() as store:
     while libc.mprotect(address + at, mmap.PAGESIZE, 1) == 0:
         at += 2 * mmap.PAGESIZE
     before = files(store)
-    failed = 0
-    for number in range(10):
+    failed, held = 0, []
+    for number in range(20):
         try:
-            store.zeros(3, name=f"n{number}")
+            held.append(store.zeros(3, name=f"n{number}"))
         except sa.StoreFullError as error:
             assert str(limit) in str(error) and "max_map_count" in error.remedy, str(error)
             failed += 1

@@ -28,7 +28,7 @@ FREE = {
 
 
 @st.composite
-def controls(draw: st.DrawFn) -> layout.Control:
+def any_control(draw: st.DrawFn) -> layout.Control:
     """Any control file that a store could have; a directory may be bytes that are no text."""
     name = draw(st.none() | st.text(st.characters(codec="utf-8"), max_size=60))
     directory = os.fsdecode(draw(st.binary(max_size=300)))
@@ -37,7 +37,7 @@ def controls(draw: st.DrawFn) -> layout.Control:
     return layout.Control(draw(WORD), name, directory, capacity, owner, "boot", draw(WORD), "00" * 16, "multiprocessing")
 
 
-@given(controls())
+@given(any_control())
 def test_a_control_file_is_read_back_whole(control: layout.Control) -> None:
     """Everything that never changes comes back, and the store is open."""
     page = layout.pack(control)

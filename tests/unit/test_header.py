@@ -32,7 +32,8 @@ def headers(draw: st.DrawFn) -> form.Header:
     meta = draw(st.binary(max_size=3000))
     size = form.file_size(nbytes, len(meta)) + form.PAGE * draw(st.integers(0, 3))
     state = draw(st.sampled_from([form.LIVE, form.DELETED]))
-    return form.Header(size, nbytes, *(draw(WORD) for _ in range(5)), state, meta)
+    store, block, pid, start, born = (draw(WORD) for _ in range(5))
+    return form.Header(size, nbytes, store, block, pid, start, born, state, meta)
 
 
 @given(headers(), st.binary(max_size=form.GUARD_SIZE))
@@ -95,7 +96,11 @@ def test_every_changed_byte_outside_the_guard_is_noticed(position: int, change: 
 @given(st.binary(max_size=1200), WORD)
 def test_no_bytes_make_it_fail_otherwise(junk: bytes, size: int) -> None:
     """Any bytes at all are a header or a `DamagedError`, never another exception."""
-    for tail in (junk, form.MAGIC.ljust(form.SIZE, b"\0"), junk + form.MAGIC + junk[: form.SIZE - 8].ljust(form.SIZE - 8, b"\1")):
+    for tail in (
+        junk,
+        form.MAGIC.ljust(form.SIZE, b"\0"),
+        junk + form.MAGIC + junk[: form.SIZE - 8].ljust(form.SIZE - 8, b"\1"),
+    ):
         with pytest.raises(form.DamagedError):
             form.unpack(tail, size)
 
@@ -121,26 +126,24 @@ def test_another_version_is_refused_by_its_number() -> None:
     later = bytearray(_tail(EXAMPLE))
     at = len(later) - form.SIZE + 8
     later[at : at + 2] = (form.VERSION + 1).to_bytes(2, "little")
-    with pytest.raises(form.DamagedError, match=f"version {form.VERSION + 1}, this shmarray reads version {form.VERSION}"):
+    with pytest.raises(
+        form.DamagedError, match=f"version {form.VERSION + 1}, this shmarray reads version {form.VERSION}"
+    ):
         form.unpack(bytes(later), EXAMPLE.file_size)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"nbytes": EXAMPLE.file_size - form.SIZE},
-        {"nbytes": 1 << 63},
-    ],
-)
-def test_data_that_would_reach_into_the_description_are_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize("nbytes", [EXAMPLE.file_size - form.SIZE, 1 << 63])
+def test_data_that_would_reach_into_the_description_are_refused(nbytes: int) -> None:
     """A header whose checksum is right and whose fields contradict each other is refused as well."""
     with pytest.raises(form.DamagedError, match="contradict"):
-        form.unpack(_tail(EXAMPLE._replace(**wrong)), EXAMPLE.file_size)
+        form.unpack(_tail(EXAMPLE._replace(nbytes=nbytes)), EXAMPLE.file_size)
 
 
 def test_the_two_states_are_far_apart() -> None:
     """No single flipped byte turns a live block into a deleted one."""
-    differing = [a != b for a, b in zip(form.LIVE.to_bytes(8, "little"), form.DELETED.to_bytes(8, "little"), strict=True)]
+    differing = [
+        a != b for a, b in zip(form.LIVE.to_bytes(8, "little"), form.DELETED.to_bytes(8, "little"), strict=True)
+    ]
     assert sum(differing) >= 4
 
 
@@ -191,7 +194,9 @@ def test_attaching_refuses_a_truncated_or_grown_block(size: int) -> None:
         assert not os.path.exists(path)
 
 
-@pytest.mark.parametrize("kind", ["empty", "noise", "directory", "fifo", "symbolic link", "another store's", "another array's"])
+@pytest.mark.parametrize(
+    "kind", ["empty", "noise", "directory", "fifo", "symbolic link", "another store's", "another array's"]
+)
 def test_attaching_refuses_what_is_no_block_of_the_store(kind: str, tmp_path: os.PathLike[str]) -> None:
     """Foreign things under a name of ours are refused with a typed error and stay where they are."""
     with sa.Store() as store, sa.Store() as other:

@@ -37,7 +37,9 @@ def test_a_shape_becomes_a_tuple_of_integers(shape: object, expected: tuple[int,
     assert all(type(length) is int for length in got)
 
 
-@pytest.mark.parametrize("shape", [-1, (2, -1), 1.5, (1.0,), "ab", b"ab", None, (None,), [[1]], {1: (2,)}.items(), (1,) * 65, object()])
+@pytest.mark.parametrize(
+    "shape", [-1, (2, -1), 1.5, (1.0,), "ab", b"ab", None, (None,), [[1]], {1: (2,)}.items(), (1,) * 65, object()]
+)
 def test_what_is_no_shape_is_refused(shape: object) -> None:
     """`ShapeError`, which is a `ValueError`, carries the shape and ends with the remedy."""
     with pytest.raises(ShapeError) as caught:
@@ -66,7 +68,7 @@ def test_a_shape_that_no_address_can_reach_is_refused(shape: tuple[int, ...]) ->
     """Also where one length is zero, as NumPy refuses it; nothing is computed in 64 bits."""
     with pytest.raises(ShapeError, match="more than any address"):
         layouts.nbytes(shape, 8)
-    with pytest.raises(ValueError, match="array is too big|Maximum allowed"):
+    with pytest.raises(ValueError, match=r"array is too big|Maximum allowed"):
         np.empty(shape, "f8")
 
 

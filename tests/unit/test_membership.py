@@ -50,6 +50,11 @@ class Founder(Child):
         super().__init__(FOUNDER, name)
         self.key = names.StoreKey(*self.wait_for("open"))
 
+    def __exit__(self, *exc: object) -> None:
+        """Kill it if it runs, and tidy up behind it as a guardian would."""
+        super().__exit__(*exc)
+        reaper.finish(reaper.control_path(self.key), self.key.uid)
+
 
 @pytest.fixture
 def member() -> Iterator[membership.Membership]:
@@ -147,7 +152,7 @@ def test_joining_from_another_process_is_a_lease_of_its_own() -> None:
         founder.finish().expect()
         assert _left(founder.key) == {"ctl"}
         del member
-    assert _left(founder.key) == set()
+        assert _left(founder.key) == set()
 
 
 def test_many_threads_join_at_once_and_share_one_membership() -> None:
@@ -273,7 +278,7 @@ if member is not None:
 def test_a_forked_child_is_a_participant_of_its_own_and_no_owner() -> None:
     """After the owner has closed and ended, the child still takes part; its end removes the rest."""
     source = """
-import json, os
+import os
 from shmarray import founding, membership
 member = founding.found(None, "/dev/shm", None)
 reader, writer = os.pipe()
@@ -368,9 +373,10 @@ def test_a_critical_section_excludes_and_is_left_by_death(member: membership.Mem
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        member.exclusively(layout.CHANGE_MARK)
+        inside = member.exclusively(layout.CHANGE_MARK)
         os.write(writer, b"x")
         signal.pause()
+        inside.close()
     assert os.read(reader, 1) == b"x"
     entered = threading.Event()
 
@@ -423,10 +429,10 @@ def test_a_membership_that_only_the_cycle_collector_finds_leaves_as_well() -> No
         founder.wait_for("closed")
         founder.tell()
         founder.finish().expect()
-    assert _left(founder.key) == {"ctl"}
-    del box
-    gc.collect()
-    assert _left(founder.key) == set()
+        assert _left(founder.key) == {"ctl"}
+        del box
+        gc.collect()
+        assert _left(founder.key) == set()
 
 
 # failure
