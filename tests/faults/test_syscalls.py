@@ -11,6 +11,7 @@ import errno
 import os
 import pickle
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import threading
@@ -91,9 +92,9 @@ def test_what_would_pass_the_capacity_is_refused_with_the_facts(place: str | Non
 
 
 def test_what_was_freed_can_be_used_again_however_often(place: str | None) -> None:
-    """A thousand arrays one after the other in room for three: dropped, deleted, replaced and scoped bytes come back."""
+    """Hundreds of arrays one after the other in room for three: dropped, deleted, replaced and scoped bytes come back."""
     with sa.Store(capacity=100 * KIB, directory=place) as store:
-        for number in range(150):
+        for number in range(60):
             store.zeros(30 * KIB, "u1")
             store.zeros(30 * KIB, "u1", name="x")
             del store["x"]
@@ -180,8 +181,18 @@ def test_a_block_that_is_published_while_the_directory_is_counted_counts(
 
 
 @pytest.mark.core
-def test_processes_that_race_never_pass_the_capacity(start_method: BaseContext, place: str | None) -> None:
+def test_processes_that_race_never_pass_the_capacity(start_method: BaseContext) -> None:
     """Workers make, drop, publish and replace at once; looked at from outside all the while, the sum never exceeds the bound."""
+    race(start_method, None)
+
+
+def test_processes_that_race_never_pass_the_capacity_of_a_directory(store_dir: str) -> None:
+    """The same where the blocks are files of an ordinary directory."""
+    race(multiprocessing.get_context("fork"), store_dir)
+
+
+def race(start_method: BaseContext, place: str | None) -> None:
+    """Let three workers fill a store of small capacity, and look at its files all the while."""
     highest, looks, done = 0, 0, threading.Event()
     with sa.Store(capacity=CAPACITY, directory=place) as store, ProcessPoolExecutor(3, start_method) as executor:
 

@@ -30,7 +30,9 @@ def fill_up(store: sa.Store, number: int, steps: int) -> tuple[int, int]:
             made += 1
         except sa.StoreFullError:
             refused += 1
-        if len(kept) > 6 or (refused and len(kept) > 1 and step % 2):
+            while kept:
+                assert (kept.pop() == number).all()
+        if len(kept) > 6:
             assert (kept.pop(0) == number).all()
     return made, refused
 

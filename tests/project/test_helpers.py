@@ -612,7 +612,7 @@ def test_a_failure_may_be_any_exception_or_death(floor: Any) -> None:
 
 def test_the_floor_of_the_package_is_what_fails_by_default() -> None:
     """Without a choice of package, calls written in `shmarray._os` count."""
-    assert tracing.count_calls(lambda: processes.start_time(os.getpid())) == [("open", "processes.start_time")]
+    assert tracing.count_calls(lambda: processes.start_time(os.getpid())) == [("open", "processes._state")]
     with pytest.raises(OSError, match=r"."), tracing.fail_at(1, errno.EIO):
         processes.start_time(os.getpid())
     assert processes.start_time(os.getpid()) > 0

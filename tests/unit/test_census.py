@@ -84,7 +84,9 @@ def test_blocks_are_counted_by_kind_and_a_tree_is_one(store: sa.Store) -> None:
     assert store.check() == []
 
 
-@given(st.sets(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=60), max_size=6))
+@given(
+    st.sets(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=60), max_size=6)
+)
 def test_any_names_are_listed_as_they_were_given(chosen: set[str]) -> None:
     """Sorted, whole, whatever letters, also those that are spelled by their hash."""
     for name in chosen:
@@ -141,7 +143,14 @@ def test_with_a_capacity_what_is_free_is_what_it_leaves() -> None:
 def test_a_closed_store_answers_nothing(store: sa.Store) -> None:
     """Every question is `StoreClosedError`."""
     store.close()
-    for ask in (store.stats, store.check, store.release_unclaimed, lambda: list(store), lambda: len(store), lambda: "a" in store):
+    for ask in (
+        store.stats,
+        store.check,
+        store.release_unclaimed,
+        lambda: list(store),
+        lambda: len(store),
+        lambda: "a" in store,
+    ):
         with pytest.raises(sa.StoreClosedError):
             ask()
 
@@ -159,7 +168,7 @@ def test_what_nobody_can_reach_is_found_and_removed_on_request(store: sa.Store) 
     pid = os.fork()
     if pid == 0:
         left = store.zeros(10)
-        os.write(writer, left.block_name.encode())
+        os.write(writer, (left.block_name or "").encode())
         signal.pause()
     entry = os.read(reader, 200).decode()
     assert store.check() == []
@@ -202,7 +211,9 @@ def test_a_block_that_was_never_finished_is_found_only_when_its_maker_is_gone(st
         ("", b"", "no file of shmarray has such a name"),
     ],
 )
-def test_what_is_damaged_or_foreign_is_reported_and_never_removed(store: sa.Store, kind: str, content: bytes, reason: str) -> None:
+def test_what_is_damaged_or_foreign_is_reported_and_never_removed(
+    store: sa.Store, kind: str, content: bytes, reason: str
+) -> None:
     """It may be evidence: `fix` leaves it, and everything else in the store is as before."""
     store["good"] = np.ones(3)
     path = _strange(store, kind, content)

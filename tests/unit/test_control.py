@@ -9,16 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shmarray as sa
-from shmarray import controls, membership
+from shmarray import controls
 from shmarray._format import control as layout
 from shmarray._format.header import DamagedError
 
 pytestmark = pytest.mark.core
 
 WORD = st.integers(0, (1 << 64) - 1)
-EXAMPLE = layout.Control(
-    7, "näme", "/dev/shm", 1 << 30, (10, 20, 30), "0f2b", 123, "ab" * 16, "robust"  # noqa: S108  the usual place
-)
+EXAMPLE = layout.Control(7, "näme", "/dev/shm", 1 << 30, (10, 20, 30), "0f2b", 123, "ab" * 16, "robust")
 #: Bytes that change while the store is in use and mean no more than a number: guardian's pid, account, epochs of the slots.
 FREE = {
     *range(layout.GUARDIAN_AT, layout.GUARDIAN_AT + 8),
@@ -34,7 +32,9 @@ def any_control(draw: st.DrawFn) -> layout.Control:
     directory = os.fsdecode(draw(st.binary(max_size=300)))
     capacity = draw(st.none() | WORD)
     owner = (draw(WORD), draw(WORD), draw(WORD))
-    return layout.Control(draw(WORD), name, directory, capacity, owner, "boot", draw(WORD), "00" * 16, "multiprocessing")
+    return layout.Control(
+        draw(WORD), name, directory, capacity, owner, "boot", draw(WORD), "00" * 16, "multiprocessing"
+    )
 
 
 @given(any_control())
@@ -96,7 +96,13 @@ def test_every_flipped_bit_is_noticed_where_a_byte_is(position: int, bit: int) -
 def test_no_bytes_make_it_fail_otherwise(junk: bytes, length: int) -> None:
     """Any bytes are a control file or a `DamagedError`."""
     whole = layout.pack(EXAMPLE)
-    pages = [junk, junk.ljust(layout.SIZE, b"\0"), whole[:8] + junk.ljust(layout.SIZE - 8, b"\1"), whole + b"\0", whole[:-1]]
+    pages = [
+        junk,
+        junk.ljust(layout.SIZE, b"\0"),
+        whole[:8] + junk.ljust(layout.SIZE - 8, b"\1"),
+        whole + b"\0",
+        whole[:-1],
+    ]
     pages.append(whole[:24] + length.to_bytes(8, "little") + whole[32:])
     for page in pages:
         if page != whole:
@@ -108,13 +114,17 @@ def test_another_version_is_refused_by_its_number() -> None:
     """A later layout is said to be one, before any checksum."""
     later = bytearray(layout.pack(EXAMPLE))
     later[8:10] = (layout.VERSION + 1).to_bytes(2, "little")
-    with pytest.raises(DamagedError, match=f"version {layout.VERSION + 1}, this shmarray reads version {layout.VERSION}"):
+    with pytest.raises(
+        DamagedError, match=f"version {layout.VERSION + 1}, this shmarray reads version {layout.VERSION}"
+    ):
         layout.unpack(bytes(later))
 
 
 def test_the_longest_name_and_directory_fit() -> None:
     """A name of 255 bytes that doubles when written down, and a path as long as the kernel takes, leave room."""
-    control = EXAMPLE._replace(name='"' * 255, directory="/" + "x" * 4094, capacity=(1 << 64) - 1, owner=(1 << 22, 1 << 63, 1 << 32))
+    control = EXAMPLE._replace(
+        name='"' * 255, directory="/" + "x" * 4094, capacity=(1 << 64) - 1, owner=(1 << 22, 1 << 63, 1 << 32)
+    )
     assert layout.unpack(layout.pack(control))[0] == control
 
 
@@ -145,7 +155,11 @@ def test_joining_refuses_a_control_file_with_a_byte_of_its_checked_parts_changed
         try:
             page = os.pread(fd, layout.SIZE, 0)
             description = page.index(b"{")
-            for position in [*range(32), *range(layout.STATE_AT, layout.STATE_AT + 8), *range(description, description + 40)]:
+            for position in [
+                *range(32),
+                *range(layout.STATE_AT, layout.STATE_AT + 8),
+                *range(description, description + 40),
+            ]:
                 os.pwrite(fd, bytes([page[position] ^ 0x5A]), position)
                 with pytest.raises(sa.CorruptBlockError) as caught:
                     controls.find(name)
@@ -157,7 +171,9 @@ def test_joining_refuses_a_control_file_with_a_byte_of_its_checked_parts_changed
         assert sa.connect(name)["x"][0] == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"x", bytes(layout.SIZE), layout.pack(EXAMPLE)[:-1], layout.pack(EXAMPLE) + b"\0"])
+@pytest.mark.parametrize(
+    "content", [b"", b"x", bytes(layout.SIZE), layout.pack(EXAMPLE)[:-1], layout.pack(EXAMPLE) + b"\0"]
+)
 def test_a_foreign_file_under_the_name_of_a_store_is_refused_and_stays(content: bytes) -> None:
     """Neither `connect` nor opening a store of that name takes it for a control file, and nobody removes it."""
     name = f"test-foreign-{os.getpid()}"

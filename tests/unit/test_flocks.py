@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shmarray._os import flocks, segments
-from tests.helpers.processes import Child, kill_and_reap, reap, wait_until
+from tests.helpers.processes import Child, kill_and_reap, reap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -47,6 +48,7 @@ class Founder(Child):
     """A process that opened a store, without a guardian."""
 
     def __init__(self, name: str = "") -> None:
+        """Start it and wait until the store is open."""
         super().__init__(FOUNDER, name)
         self.key = names.StoreKey(*self.wait_for("open"))
 
@@ -444,11 +446,8 @@ def test_opening_survives_each_failing_call_and_leaves_nothing(number: int) -> N
     before = leaks.descriptors()
     n = 1
     while True:
-        with fail_at(n, number) as calls:
-            try:
-                founding.found(NAME, SHM, None).close()
-            except (OSError, ShmArrayError):
-                pass
+        with fail_at(n, number) as calls, contextlib.suppress(OSError, ShmArrayError):
+            founding.found(NAME, SHM, None).close()
         assert leaks.descriptors() == before, calls[-1]
         assert _mine() == set(), calls[n - 1]
         founding.found(NAME, SHM, None).close()
@@ -466,11 +465,8 @@ def test_joining_survives_each_failing_call_and_leaves_nothing(number: int) -> N
         inode = os.stat(reaper.control_path(founder.key)).st_ino
         n = 1
         while True:
-            with fail_at(n, number) as calls:
-                try:
-                    membership.join(founder.key)
-                except (OSError, ShmArrayError):
-                    pass
+            with fail_at(n, number) as calls, contextlib.suppress(OSError, ShmArrayError):
+                membership.join(founder.key)
             assert leaks.descriptors() == before, calls[-1]
             assert not any(mapping.inode == inode for mapping in leaks.mappings())
             assert membership.join(founder.key).is_open()

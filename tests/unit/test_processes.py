@@ -15,8 +15,8 @@ from tests.helpers.processes import Child, kill_and_reap, reap, run_script, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from multiprocessing.context import BaseContext
     from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnContext
 
 pytestmark = pytest.mark.core
 
@@ -48,10 +48,10 @@ def test_this_process_knows_itself_and_is_not_gone() -> None:
     assert not processes.is_provably_gone(me)
 
 
-def test_every_process_is_another_one(start_method: BaseContext) -> None:
+def test_every_process_is_another_one(start_method: SpawnContext) -> None:
     """A child of any kind has an identity of its own, which is provably gone once it has been reaped."""
     reader, writer = start_method.Pipe(duplex=False)
-    child = start_method.Process(target=_send_me, args=(writer,))  # type: ignore[attr-defined]
+    child = start_method.Process(target=_send_me, args=(writer,))
     child.start()
     identity = reader.recv()
     assert identity.pid == child.pid

@@ -30,11 +30,13 @@ class Made:
     """Files of a store that no process of the library made: each as one could be found."""
 
     def __init__(self, directory: str = SHM) -> None:
+        """Choose a store that nobody has."""
         self.key = names.StoreKey(UID, int.from_bytes(os.urandom(8), "little"))
         self.directory = directory
         self.held: list[segments.Segment] = []
 
     def path(self, kind: str) -> str:
+        """Where a file of the store lies."""
         return os.path.join(self.directory, self.key.prefix + kind)
 
     def file(self, kind: str, *, held: bool = False, size: int = 4096) -> str:

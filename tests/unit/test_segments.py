@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shmarray._os import segments
+from shmarray._os import flocks, segments
 from tests.helpers import leaks
 from tests.helpers.processes import reap, run_script
 from tests.helpers.tracing import fail_at
@@ -111,18 +111,21 @@ def test_a_file_system_without_unnamed_files_gets_a_name_that_is_removed_on_publ
         assert segments.unlink(path)
 
 
-def test_a_fallback_name_that_was_swept_before_it_was_locked_is_made_anew(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fallback_name_that_was_swept_before_it_was_locked_is_made_anew(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sweep between creating and locking takes the file for dead: the maker notices and tries again."""
-    swept = []
-    real = segments.flocks.share
+    swept: list[str] = []
+    real = flocks.share
 
-    def share(fd: int) -> None:
+    def share(fd: segments.Descriptor) -> None:
         if not swept:
-            swept.append(os.unlink(os.path.join(place, "test-fallback")))
+            swept.append(os.path.join(place, "test-fallback"))
+            os.unlink(swept[0])
         real(fd)
 
-    monkeypatch.setattr(segments.flocks, "share", share)
-    monkeypatch.setattr(segments.os, "O_TMPFILE", os.O_RDONLY | os.O_DIRECTORY)
+    monkeypatch.setattr(flocks, "share", share)
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_RDONLY | os.O_DIRECTORY)
     fd, temporary = segments.create_leased(place, lambda: "test-fallback")
     assert swept
     assert temporary is not None
