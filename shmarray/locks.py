@@ -92,7 +92,8 @@ class WriteAccess(Access[T]):
 
     def __del__(self) -> None:
         """Release what `__exit__` did not: an exception from a signal handler may come as its very first step."""
-        if self._guard.kept is self._keep and self._guard.owner == get_ident():
+        keep = getattr(self, "_keep", None)  # not even the constructor may have come to its end
+        if keep is not None and self._guard.kept is keep and self._guard.owner == get_ident():
             self._guard.release()
 
 
@@ -121,7 +122,8 @@ class ReadAccess(Access[T]):
 
     def __del__(self) -> None:
         """Release what `__exit__` did not, as `WriteAccess` does."""
-        if self._guard.readers.get(get_ident()) is self._keep:
+        keep = getattr(self, "_keep", None)
+        if keep is not None and self._guard.readers.get(get_ident()) is keep:
             self._guard.release_shared()
 
 
