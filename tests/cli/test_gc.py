@@ -53,6 +53,7 @@ def about(found: list[dict[str, Any]], store: str) -> list[dict[str, Any]]:
     return [entry for entry in found if entry["store"] == store]
 
 
+@pytest.mark.core
 def test_what_a_killed_owner_left_is_removed_and_told() -> None:
     """Blocks, control file and name of a store of the dead go; the answer has their number and bytes, and the code is 0."""
     with dead_store("gc-dead") as left:
@@ -87,6 +88,7 @@ def test_a_dry_run_foretells_and_removes_nothing() -> None:
         assert (foretold["dry_run"], done["dry_run"]) == (True, False)
 
 
+@pytest.mark.core
 def test_living_stores_are_not_touched() -> None:
     """Of a store whose owner lives nothing goes: not what is held, not what is named, not what is in flight."""
     with owner("gc-alive") as (child, left, _), member("gc-alive", "array/1"):

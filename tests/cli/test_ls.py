@@ -51,6 +51,7 @@ def store() -> Iterator[sa.Store]:
         yield opened
 
 
+@pytest.mark.core
 def test_an_open_store_is_shown_with_its_processes(store: sa.Store) -> None:
     """`ls` tells name, id, state, owner, guardian and who takes part, as the kernel has it."""
     with member("ls-open") as child:
@@ -65,6 +66,7 @@ def test_an_open_store_is_shown_with_its_processes(store: sa.Store) -> None:
     assert f"{os.getpid()} alive" in text
 
 
+@pytest.mark.core
 def test_arrays_and_trees_are_described(store: sa.Store) -> None:
     """Kind, shape, dtype, bytes and creator of each block are those of the array that was made."""
     store.zeros((3, 4), "f4", name="plain")
@@ -92,6 +94,7 @@ def test_other_shared_objects_are_called_what_they_are(store: sa.Store) -> None:
     del kept
 
 
+@pytest.mark.core
 def test_holders_are_the_processes_that_map_a_block_now(store: sa.Store) -> None:
     """A block is held by those in whose maps the kernel has it, and by nobody when the last view is gone."""
     kept = store.zeros(10, name="kept")

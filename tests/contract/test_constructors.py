@@ -13,8 +13,6 @@ import pytest
 import shmarray as sa
 from tests.contract.views import dtype_facts
 
-pytestmark = pytest.mark.core
-
 SHAPES: list[Any] = [(), 0, 5, (2, 3), [2, 3], (0, 4), (2, 0, 3), (3, 1, 2), np.int64(3), np.array([2, 2]), (1,) * 40]
 DTYPES: list[Any] = [
     float, int, bool, complex, "f2", ">f4", "g", "G", "u1", "<i8", "l", "q",
@@ -57,6 +55,7 @@ def layout(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_constructor_makes_what_numpy_makes(memory_store: sa.Store, maker: str) -> None:
     """Shape, dtype, order and contents are NumPy's, for every shape and dtype that NumPy takes."""
@@ -72,6 +71,7 @@ def test_a_constructor_makes_what_numpy_makes(memory_store: sa.Store, maker: str
     assert getattr(memory_store, maker)((1,) * 64, "u1").ndim == 64
 
 
+@pytest.mark.core
 def test_the_signatures_are_those_of_numpy(memory_store: sa.Store) -> None:
     """The arguments have NumPy's names, order and defaults; what is ours is `name`, by keyword."""
     plain = "(shape: 'Any', dtype: 'DTypeLike' = <class 'float'>, order: 'Order' = 'C', *, name: 'str | None' = None)"
@@ -108,6 +108,7 @@ def test_an_order_that_numpy_refuses_is_refused(memory_store: sa.Store) -> None:
     assert memory_store.stats().anonymous == 0
 
 
+@pytest.mark.core
 def test_full_fills_as_numpy_does(memory_store: sa.Store) -> None:
     """The value decides the dtype unless one is given; it is converted and broadcast by NumPy's rules."""
     pair = np.dtype([("a", "i4"), ("b", "f8")])
@@ -135,6 +136,7 @@ def test_a_value_that_does_not_fit_leaves_nothing(store: sa.Store) -> None:
     assert (stats.named, stats.anonymous, stats.drafts) == (0, 0, 0)
 
 
+@pytest.mark.core
 def test_the_like_family_follows_its_model_as_numpy_does(memory_store: sa.Store) -> None:
     """Shape, dtype and order in memory are those that NumPy chooses, for every order of axes."""
     orders: list[Any] = ["K", "A", "C", "F"]
@@ -171,6 +173,7 @@ def test_a_shared_array_is_a_model_like_any_other(store: sa.Store) -> None:
     assert first[1, 2] == 5.0
 
 
+@pytest.mark.core
 def test_a_dtype_comes_back_exactly(store: sa.Store) -> None:
     """Looked up by name, or loaded from a handle, a dtype is the same to the last padding byte, title and unit."""
     for dtype in DTYPES:

@@ -82,7 +82,6 @@ def refused(act: Callable[[], object], path: str) -> Any:
     assert path in str(caught.value)
 
 
-@pytest.mark.core
 def test_every_changed_byte_of_header_and_description_is_noticed(store: sa.Store) -> None:
     """One byte changed in any way: CorruptBlockError by name and by handle, the file is left; the rest may change freely."""
     store["x"] = np.arange(700, dtype="f8")
@@ -112,7 +111,6 @@ def test_every_changed_byte_of_header_and_description_is_noticed(store: sa.Store
     assert store.check() == []
 
 
-@pytest.mark.core
 def test_a_block_of_another_length_is_refused(store: sa.Store) -> None:
     """Truncated anywhere, emptied, or grown: CorruptBlockError, never a SIGBUS; restored, it works again."""
     store["x"] = np.arange(3000.0)
@@ -246,7 +244,6 @@ def delete(store: sa.Store, path: str) -> None:
     assert os.path.exists("/etc/passwd")
 
 
-@pytest.mark.core
 def test_a_store_closes_whatever_stands_between_its_blocks(place: str | None) -> None:
     """Foreign things under the store's own prefix do not keep one block, and the next store of the user opens."""
     for kind in PLANTS:
@@ -270,7 +267,6 @@ def test_a_store_closes_whatever_stands_between_its_blocks(place: str | None) ->
                 uproot(each)
 
 
-@pytest.mark.core
 def test_no_file_of_another_kind_keeps_a_store_from_opening() -> None:
     """Things called like a control file, a claim, a store's name or a block of no store are left alone; only a taken name refuses."""
     stranger = f"{SHM}/shmarray.{os.geteuid()}"
@@ -296,7 +292,6 @@ def test_no_file_of_another_kind_keeps_a_store_from_opening() -> None:
         assert left == names, kind
 
 
-@pytest.mark.core
 def test_a_users_store_is_safe_from_files_of_another_user() -> None:
     """In a directory with the sticky bit another user can plant files that we may neither open nor remove."""
     if os.geteuid() != 0:

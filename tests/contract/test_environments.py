@@ -50,7 +50,6 @@ def test_a_script_without_a_main_guard_works(method: str) -> None:
     assert run_script(NO_GUARD, method).expect() == "ran once\n"
 
 
-@pytest.mark.core
 def test_a_script_on_standard_input_works() -> None:
     """There is no file to import again, and none is needed."""
     assert run_stdin(ON_STDIN, "-W", "ignore::DeprecationWarning", "-").expect() == "[4, 3]\n[0.0, 3.0, 3.0, 3.0]\n"
@@ -113,7 +112,6 @@ def test_a_daemonic_worker_can_open_a_store_of_its_own() -> None:
     assert run_script(textwrap.dedent(script), timeout=60).expect() == "done\n"
 
 
-@pytest.mark.core
 def test_eight_threads_create_attach_and_drop_at_once() -> None:
     """No error, no array of another's, nothing left: with a tiny switch interval and the collector at every allocation."""
     script = """
@@ -214,7 +212,6 @@ def test_threads_may_fork_and_close_while_others_work() -> None:
     assert finished.expect() == "done\n"
 
 
-@pytest.mark.core
 def test_a_forked_child_does_what_it_likes_and_the_parent_notices_nothing() -> None:
     """It drops, creates, deletes, closes, exits by `sys.exit` with all its exit work: the parent's store stands."""
     script = """

@@ -18,8 +18,6 @@ from tests.helpers.processes import Child, run_script, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.core
-
 OBJECTS: list[Any] = [
     object, "O", np.dtypes.StringDType(), np.dtypes.StringDType(na_object=None), [("a", object)], ("O", (2,)),
     [("a", "i4"), ("b", [("c", "f8"), ("d", [("e", "O", 2)])])],
@@ -65,6 +63,7 @@ def assert_empty(store: sa.Store) -> None:
     assert sorted(name.rpartition(".")[2] for name in entries) in (["ctl"], ["dir"])
 
 
+@pytest.mark.core
 def test_a_dtype_of_python_objects_is_refused(store: sa.Store) -> None:
     """`object` and StringDType, also deep inside a struct: DTypeError names dtype and field, says what to do; nothing stays."""
     for dtype in OBJECTS:
@@ -96,6 +95,7 @@ def test_a_dtype_that_numpy_does_not_know_is_numpys_error(store: sa.Store) -> No
     assert_empty(store)
 
 
+@pytest.mark.core
 def test_a_bad_name_is_refused_with_the_reason(store: sa.Store) -> None:
     """Wherever a name is given to an array or a store: ArrayNameError carries the name, and the message why not."""
     for name, reason in BAD_NAMES:
@@ -114,6 +114,7 @@ def test_a_bad_name_is_refused_with_the_reason(store: sa.Store) -> None:
     assert_empty(store)
 
 
+@pytest.mark.core
 def test_a_shape_that_cannot_be_is_refused(store: sa.Store) -> None:
     """Negative, absurd, not integers, too many dimensions: ShapeError carries the shape; nothing is allocated."""
     for shape in BAD_SHAPES:
@@ -128,6 +129,7 @@ def test_a_shape_that_cannot_be_is_refused(store: sa.Store) -> None:
     assert_empty(store)
 
 
+@pytest.mark.core
 def test_an_error_crosses_processes_even_with_a_fact_that_does_not(memory_store: sa.Store) -> None:
     """What the user gave may be anything; the error about it still pickles, and says the same at the other end."""
     bad: Any = {"a": 1}.items()
@@ -179,6 +181,7 @@ def test_a_name_that_does_not_exist_is_a_key_error_and_a_missing_file(store: sa.
         assert "list(store)" in error.remedy
 
 
+@pytest.mark.core
 def test_a_handle_of_a_deleted_array_is_refused(store: sa.Store) -> None:
     """However the array went, by name, scope, unlink or replacement: never another array's bytes, always a typed error."""
 
@@ -230,6 +233,7 @@ def test_a_handle_of_an_array_whose_holders_have_gone_is_refused(store: sa.Store
     assert_empty(store)
 
 
+@pytest.mark.core
 def test_a_closed_store_refuses_everything(place: str | None) -> None:
     """Every method says StoreClosedError, a ValueError; so do handles to it; what is held stays valid."""
     store = sa.Store(directory=place)
@@ -318,6 +322,7 @@ def test_a_store_whose_owner_was_killed_says_so(place: str | None) -> None:
         store.close()
 
 
+@pytest.mark.core
 def test_wrong_arguments_of_a_store_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A capacity that is no positive number of bytes, a directory that is none: the builtin error, and no store is left."""
     folder = tmp_path_factory.mktemp("arguments")

@@ -12,8 +12,6 @@ import pytest
 
 import shmarray as sa
 
-pytestmark = pytest.mark.core
-
 NAMES = [
     "a", "A", "train/images/0", "..", ".", "/", "a/../b", "with space", " ", "-", "%2F", "a%2Fb", "%~0", "n.a", "ctl", "*?[a]", "~",
     "$HOME", "naïve", "nai\u0308ve", "数据", "🗻", "\u200b", "x" * 255, "y" * 254 + "1", "y" * 254 + "2", "é" * 127, "/" * 255, "\\",
@@ -21,6 +19,7 @@ NAMES = [
 ]  # fmt: skip
 
 
+@pytest.mark.core
 def test_a_store_is_a_mutable_mapping(store: sa.Store) -> None:
     """All that MutableMapping promises is there and agrees with a dict."""
     assert isinstance(store, collections.abc.MutableMapping)

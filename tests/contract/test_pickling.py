@@ -16,12 +16,11 @@ import shmarray as sa
 from tests.contract.views import facts, models, views_of
 from tests.helpers import leaks
 
-pytestmark = pytest.mark.core
-
 PROTOCOLS = range(2, pickle.HIGHEST_PROTOCOL + 1)
 SIMPLE = 300
 
 
+@pytest.mark.core
 def test_every_view_arrives_as_the_same_memory(store: sa.Store) -> None:
     """Shape, strides, dtype, flags and contents are those of the view, under every protocol; a write shows in the original."""
     for (label, model), name in itertools.product(models().items(), (None, "named/array")):
@@ -56,6 +55,7 @@ def test_a_handle_of_a_long_name_or_a_wide_dtype_stays_small(store: sa.Store) ->
     assert len(pickle.dumps(wide["field 7"])) < SIMPLE
 
 
+@pytest.mark.core
 def test_every_kind_of_pickler_makes_a_handle(store: sa.Store) -> None:
     """Also pickle written in Python, that of multiprocessing, out-of-band buffers, `copyreg`'s old protocols."""
     array = store.put(np.arange(6.0).reshape(2, 3))
@@ -135,6 +135,7 @@ def test_an_array_is_mapped_once_however_often_it_is_loaded(store: sa.Store) -> 
         assert len(leaks.mappings()) == before[0] - 1
 
 
+@pytest.mark.core
 def test_a_handle_opens_an_array_that_nobody_here_holds(store: sa.Store) -> None:
     """A handle of a named array finds it by its name when no view is left; it may be loaded any number of times."""
     store["x"] = np.arange(3)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     Call = Callable[..., Any]
 
-pytestmark = pytest.mark.core
-
 METHODS = ["fork", "spawn", "forkserver"]
 
 
@@ -108,6 +106,7 @@ def test_a_pool_exchanges_every_view(pool: Call, store: sa.Store) -> None:
     exchange_views(pool, store)
 
 
+@pytest.mark.core
 def test_a_pool_exchanges_everything(pool: Call, store: sa.Store) -> None:
     """A worker of a Pool can create, publish, delete and return whatever a store holds."""
     exchange_everything(pool, store)
@@ -132,6 +131,7 @@ def test_a_worker_keeps_nothing_of_a_task_that_is_over(pool: Call, memory_store:
     assert array.tolist() == [0, 100, 2]
 
 
+@pytest.mark.core
 def test_arguments_queues_and_pipes_carry_arrays(start_method: BaseContext, store: sa.Store) -> None:
     """`Process(args=)`, Queue, SimpleQueue and Pipe, there and back, are the same memory all the way."""
     array = store.zeros((3, 2))
@@ -175,6 +175,7 @@ def test_a_handle_is_loaded_by_a_process_that_never_saw_the_store(store: sa.Stor
     assert store.stats().in_flight == 0
 
 
+@pytest.mark.core
 def test_an_unrelated_process_joins_by_name(place: str | None) -> None:
     """`connect(name)` needs nothing but the name: no pickle, no parent; closing there ends nothing here."""
     with sa.Store("contract join", directory=place) as store:
@@ -229,6 +230,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
 def test_joblib_carries_handles(backend: str) -> None:
     """Joblib's own treatment of large arrays does not catch shared ones: workers write into the parent's memory."""

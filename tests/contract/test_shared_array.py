@@ -15,8 +15,6 @@ from tests.contract.views import facts, models, views_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.core
-
 Maker = dict[str, "Callable[[Any], Any]"]
 
 COMPUTED: Maker = {
@@ -101,6 +99,7 @@ def numbers(store: sa.Store) -> Any:
     return store.put(np.arange(12.0).reshape(3, 4), name="numbers")
 
 
+@pytest.mark.core
 def test_a_shared_array_is_an_ndarray(store: sa.Store) -> None:
     """It is one to isinstance and to NumPy, knows its name, and says where its memory is."""
     named, anonymous = store.zeros((2, 3), name="train/images/0"), store.zeros(3)
@@ -152,6 +151,7 @@ def test_indexing_one_element_gives_a_scalar(memory_store: sa.Store) -> None:
     assert [type(row) for row in shared] == [sa.SharedArray] * 3
 
 
+@pytest.mark.core
 def test_what_numpy_computes_is_a_plain_ndarray(memory_store: sa.Store) -> None:
     """Operators, ufuncs, reductions and functions give what they give for a plain array, of its type too."""
     shared = numbers(memory_store)
@@ -166,6 +166,7 @@ def test_what_numpy_computes_is_a_plain_ndarray(memory_store: sa.Store) -> None:
             assert result.dtype == model.dtype
 
 
+@pytest.mark.core
 def test_linear_algebra_takes_shared_arrays(memory_store: sa.Store) -> None:
     """Every function of `numpy.linalg` and `numpy.fft` gives what it gives for a plain array, and leaves its argument alone."""
     model = np.array([[4.0, 1, 0], [1, 3, 1], [0, 1, 2]])
@@ -214,6 +215,7 @@ def test_a_copy_made_by_numpy_is_private(memory_store: sa.Store) -> None:
     assert shared.tolist() == np.arange(12.0).reshape(3, 4).tolist()
 
 
+@pytest.mark.core
 def test_copies_are_plain_and_private(memory_store: sa.Store) -> None:
     """`copy()`, `copy.copy` and `deepcopy` give ordinary arrays, with the order that NumPy would give them."""
     shared = numbers(memory_store)
@@ -227,6 +229,7 @@ def test_copies_are_plain_and_private(memory_store: sa.Store) -> None:
     assert shared[2, 3] == 11
 
 
+@pytest.mark.core
 def test_in_place_operations_write_shared_memory(memory_store: sa.Store) -> None:
     """Augmented assignment, `out=`, fill, sort and the rest change the block, and give back the shared array itself."""
     array = memory_store.put(np.array([3.0, 1.0, 2.0]), name="x")
@@ -248,6 +251,7 @@ def test_in_place_operations_write_shared_memory(memory_store: sa.Store) -> None
     assert other.tolist() == [2, 2, 2]
 
 
+@pytest.mark.core
 def test_repr_says_what_is_shared(memory_store: sa.Store) -> None:
     """The word stands where the memory is shared; `str` and formatting are NumPy's."""
     shared = numbers(memory_store)
@@ -271,6 +275,7 @@ def test_comparison_truth_and_hash_are_those_of_an_ndarray(memory_store: sa.Stor
         hash(shared)
 
 
+@pytest.mark.core
 def test_zero_size_and_0d_arrays_are_arrays(store: sa.Store) -> None:
     """They can be made, named, looked up and computed with; a 0-d array can be written."""
     empty, point = store.zeros((0, 3), name="empty"), store.full((), 7, name="point")
@@ -286,6 +291,7 @@ def test_zero_size_and_0d_arrays_are_arrays(store: sa.Store) -> None:
     assert empty.shape == (0, 3)
 
 
+@pytest.mark.core
 def test_a_scope_frees_its_array(store: sa.Store) -> None:
     """`with store.zeros(...) as a:` deletes at the end, also after an exception; views stay valid, names are free."""
     for name in (None, "scratch"):

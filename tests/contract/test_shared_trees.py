@@ -14,8 +14,6 @@ import pytest
 import shmarray as sa
 from tests.contract.structures import Fixed, Layer, Point
 
-pytestmark = pytest.mark.core
-
 
 def model() -> dict[Any, Any]:
     """Make a structure of every kind of container, leaf and value."""
@@ -57,6 +55,7 @@ def assert_same(one: Any, other: Any) -> None:
         assert one == other
 
 
+@pytest.mark.core
 def test_a_tree_gives_back_the_structure_that_was_put(store: sa.Store) -> None:
     """`unflatten` builds the same containers, records and values; arrays are shared, scalars private."""
     for name in (None, "tree"):
@@ -71,6 +70,7 @@ def test_a_tree_gives_back_the_structure_that_was_put(store: sa.Store) -> None:
     assert np.shares_memory(leaf, store["tree"].unflatten()[0]["point"].y)
 
 
+@pytest.mark.core
 def test_a_tree_reads_like_its_outermost_container(store: sa.Store) -> None:
     """A Mapping or a Sequence, with attributes for fields; it cannot be written."""
     tree: Any = store.put(model())
@@ -194,6 +194,7 @@ def test_a_leaf_that_occurs_twice_is_stored_once(store: sa.Store) -> None:
     assert tree[1]["again"][0] == 5
 
 
+@pytest.mark.core
 def test_what_has_no_place_in_a_tree_is_refused_whole(store: sa.Store) -> None:
     """Sets, objects, local classes, object arrays deep inside: a TypeError that names the path, and no block stays."""
 

@@ -15,8 +15,6 @@ from tests.helpers.processes import run_command, run_script
 if TYPE_CHECKING:
     import shmarray as sa
 
-pytestmark = pytest.mark.core
-
 ATTACH = """
 import sys
 from multiprocessing import resource_tracker, shared_memory
@@ -33,6 +31,7 @@ memory.close()
 """
 
 
+@pytest.mark.core
 def test_the_standard_librarys_shared_memory_attaches_a_block(memory_store: sa.Store) -> None:
     """`SharedMemory(array.block_name)` finds the data at offset 0, named or anonymous, and what it writes is ours."""
     for name in (None, "named"):
@@ -70,6 +69,7 @@ def test_a_block_belongs_to_its_user_alone(store: sa.Store) -> None:
         assert (info.st_mode & 0o777, info.st_uid) == (0o600, os.geteuid())
 
 
+@pytest.mark.core
 def test_the_resource_tracker_of_multiprocessing_is_not_involved() -> None:
     """Neither creating nor attaching starts a tracker or tells one: nobody else unlinks, nobody warns of leaks."""
     script = """

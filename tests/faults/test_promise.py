@@ -68,6 +68,7 @@ def main(method, how):
     for worker in workers:
         ready.acquire()
     report("ready", store.id)
+    input()               # until the names have been looked at
     for worker in workers:
         go.release()
     if how != "interrupt":
@@ -90,6 +91,7 @@ def test_an_ordinary_end_leaves_nothing_and_says_nothing(start_method: BaseConte
     with Child(ENDINGS, start_method.get_start_method(), how) as child:
         store = child.wait_for("ready")
         assert files_of(store) >= {"ctl", "n.named"}
+        child.tell()
         if how == "interrupt":
             os.killpg(child.pid, signal.SIGINT)
         else:

@@ -92,7 +92,6 @@ def test_every_start_method_finds_the_same_guard(start_method: SpawnContext) -> 
         a.lock.release()
 
 
-@pytest.mark.core
 def test_readers_are_inside_together(array: sa.SharedArray) -> None:
     """Two processes and a thread read at the same time, and a writer has to wait for all of them."""
     with holding(array, "read"), holding(array, "read"), array.read(timeout=5) as x:
@@ -139,7 +138,6 @@ def _cannot_read(array: sa.SharedArray) -> bool:
         return True
 
 
-@pytest.mark.core
 def test_entering_twice_is_an_error_at_once(array: sa.SharedArray) -> None:
     """Re-entry by one thread and upgrading from reading to writing raise GuardError and never wait."""
     began = time.monotonic()
@@ -161,7 +159,6 @@ def test_entering_twice_is_an_error_at_once(array: sa.SharedArray) -> None:
         pass
 
 
-@pytest.mark.core
 def test_only_the_holder_may_release(array: sa.SharedArray) -> None:
     """A release by a thread that does not hold the lock raises GuardError, which is the builtin that multiprocessing raises."""
     lock = array.lock
@@ -262,7 +259,6 @@ def test_someone_who_waits_gets_in_when_the_holder_is_killed(robust: sa.SharedAr
         assert entered[0] - killed < 10, how
 
 
-@pytest.mark.core
 def test_a_reader_that_is_killed_poisons_nothing(robust: sa.SharedArray) -> None:
     """The writer that waits for a dead reader strikes it out and finds the data sound."""
     with holding(robust, "read") as process:
@@ -303,7 +299,6 @@ def test_death_at_any_line_of_entering_and_leaving_leaves_the_guard_usable(robus
     assert poisoned == 0 if how == "read" else poisoned > 0
 
 
-@pytest.mark.core
 def test_a_child_forked_inside_a_guard_does_not_hold_it(array: sa.SharedArray) -> None:
     """Leaving the `with` block in a forked child releases nothing of the parent's, and the child can use the guard later."""
     for access in (array.write(), array.read()):

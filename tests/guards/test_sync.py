@@ -51,7 +51,6 @@ def _notify(condition: Any) -> bool:
     return False
 
 
-@pytest.mark.core
 def test_objects_with_a_name_are_found_in_the_store_and_die_with_it() -> None:
     """store["name"] gives the same object to any process; closing the store ends it."""
     with sa.Store() as store:
@@ -77,7 +76,6 @@ def test_objects_with_a_name_are_found_in_the_store_and_die_with_it() -> None:
         pickle.dumps(made["lock"])
 
 
-@pytest.mark.core
 def test_a_lock_behaves_as_that_of_multiprocessing() -> None:
     """acquire, non-blocking acquire, release, and the error of one release too many."""
     with sa.Store() as store:
@@ -92,7 +90,6 @@ def test_a_lock_behaves_as_that_of_multiprocessing() -> None:
             pass
 
 
-@pytest.mark.core
 def test_a_re_entrant_lock_counts(start_method: SpawnContext) -> None:
     """An RLock may be taken again by its thread, is free after as many releases, and complains as multiprocessing's does."""
     with sa.Store() as store:
@@ -123,7 +120,6 @@ def _must_work(lock: Any) -> None:
         lock.release()
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("kind", ["Semaphore", "BoundedSemaphore"])
 def test_a_semaphore_behaves_as_that_of_multiprocessing(kind: str) -> None:
     """Permits go down and up; only a bounded one refuses to have more than it began with."""
@@ -171,7 +167,6 @@ def test_signals_sent_by_a_semaphore_are_not_given_back() -> None:
         assert not signals.acquire(timeout=0.3)
 
 
-@pytest.mark.core
 def test_an_event_wakes_all_who_wait(start_method: SpawnContext) -> None:
     """`wait` returns false after its timeout, true once the event is set, at once while it stays set."""
     with sa.Store() as store:
@@ -190,7 +185,6 @@ def test_an_event_wakes_all_who_wait(start_method: SpawnContext) -> None:
         assert not event.is_set()
 
 
-@pytest.mark.core
 def test_each_notification_wakes_one_and_none_is_lost() -> None:
     """Six wait; notify(2) wakes two and no more, notify_all the rest."""
     with sa.Store() as store:
@@ -250,7 +244,6 @@ def test_the_death_of_a_waiter_loses_no_notification() -> None:
         assert second.exitcode == 0
 
 
-@pytest.mark.core
 def test_a_barrier_behaves_as_that_of_multiprocessing() -> None:
     """Numbers, action, timeout, abort and reset."""
     with sa.Store() as store:

@@ -16,8 +16,6 @@ from tests.guards import actors
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnContext
 
-pytestmark = pytest.mark.core
-
 
 @pytest.mark.parametrize(
     ("kind", "first", "second"),
@@ -56,6 +54,7 @@ def test_a_value_begins_at_zero_and_refuses_what_does_not_fit() -> None:
             store.Value("no such type")
 
 
+@pytest.mark.core
 def test_a_structured_value_is_a_record() -> None:
     """A dtype with fields gives the record, and its fields can be set together."""
     with sa.Store() as store:
@@ -81,6 +80,7 @@ def test_adding_is_atomic(start_method: SpawnContext) -> None:
         assert value.value == 6500
 
 
+@pytest.mark.core
 def test_an_array_is_made_of_a_size_or_of_values() -> None:
     """Zeros of a size, or the values of a list, a range or a generator; elements and slices as in multiprocessing."""
     with sa.Store() as store:

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     Blocks = Callable[[], list[str]]
     Soon = Callable[[list[str]], None]
 
-pytestmark = pytest.mark.core
 
-
+@pytest.mark.core
 def test_it_goes_with_its_last_view_here(store: sa.Store, blocks: Blocks) -> None:
     """Any view keeps it, whatever became of the array it was made from; the last one to go takes it along, at once."""
     views = [store.put(np.arange(12.0).reshape(3, 4))]
@@ -75,6 +74,7 @@ def test_it_stays_for_whoever_holds_it(start_method: BaseContext, store: sa.Stor
         soon([])
 
 
+@pytest.mark.core
 def test_a_handle_in_flight_keeps_it(start_method: BaseContext, store: sa.Store, blocks: Blocks) -> None:
     """The sender drops it before the receiver has loaded it: nothing is lost, and each handle counts."""
     handles = []
@@ -93,6 +93,7 @@ def test_a_handle_in_flight_keeps_it(start_method: BaseContext, store: sa.Store,
     assert blocks() == []
 
 
+@pytest.mark.core
 def test_a_handle_outlives_its_sender(start_method: BaseContext, store: sa.Store, soon: Soon) -> None:
     """A worker makes an array, answers with a handle and is gone, by exit or SIGKILL, before anyone loads it."""
     for end in (Holder.die, Holder.kill):
@@ -108,6 +109,7 @@ def test_a_handle_outlives_its_sender(start_method: BaseContext, store: sa.Store
         soon([])
 
 
+@pytest.mark.core
 def test_a_process_that_dies_holds_nothing(
     start_method: BaseContext, store: sa.Store, blocks: Blocks, soon: Soon
 ) -> None:
@@ -220,6 +222,7 @@ def test_a_queue_full_of_arrays_loses_none(store: sa.Store, soon: Soon) -> None:
     soon([])
 
 
+@pytest.mark.core
 def test_a_forked_child_keeps_what_it_inherited(store: sa.Store, blocks: Blocks, soon: Soon) -> None:
     """The parent drops its view: the child's copy of it goes on, and the array is freed when the child has gone."""
     array = store.put(np.arange(4))

@@ -18,8 +18,6 @@ from tests.lifetime.holder import Holder
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
-pytestmark = pytest.mark.core
-
 
 def kinds(store: sa.Store, directory: str) -> list[str]:
     """What the store has in its directory, but for its claim: "a" anonymous, "h" in flight, "n" named, "t" draft."""
@@ -66,6 +64,7 @@ def test_arrays_on_disk_live_and_die_as_in_memory(start_method: BaseContext, sto
         assert shared.sum() == 2
 
 
+@pytest.mark.core
 def test_a_killed_owner_leaves_nothing_in_the_directory(store_dir: str) -> None:
     """The guardian removes files and claim there, and the control file in shared memory, while views go on."""
     owner = """

@@ -21,14 +21,13 @@ from tests.lifetime.holder import Holder
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
-pytestmark = pytest.mark.core
-
 
 def mapped_files() -> list[tuple[int, int]]:
     """Which files of ours this process maps, one entry for each mapping."""
     return [(mapping.device, mapping.inode) for mapping in leaks.mappings()]
 
 
+@pytest.mark.core
 def test_an_attached_block_is_one_mapping_and_no_descriptor(store: sa.Store) -> None:
     """Made, looked up, loaded and viewed many times over: one mapping each, ended with its last view; descriptors never."""
     idle, open_files = mapped_files(), leaks.descriptors()

@@ -10,8 +10,6 @@ import pytest
 from tests.helpers import leaks
 from tests.helpers.processes import Child, run_script, wait_until
 
-pytestmark = pytest.mark.core
-
 PLACES = {
     "globals": "a, b, c = anonymous, named, tree",
     "builtins": "import builtins; builtins.kept = [anonymous, named, tree, store]",
@@ -54,6 +52,7 @@ def test_references_left_anywhere_do_no_harm(place: str) -> None:
     run_script(START + PLACES[place] + "\n", flags=("-W", "error")).expect()
 
 
+@pytest.mark.core
 def test_objects_with_finalizers_in_cycles_touch_arrays_safely() -> None:
     """`__del__` in cycles reads and writes arrays while the collector takes everything apart: no crash, right contents."""
     script = """
@@ -93,6 +92,7 @@ def test_objects_with_finalizers_in_cycles_touch_arrays_safely() -> None:
     assert run_script(textwrap.dedent(script)).expect() == "done\n"
 
 
+@pytest.mark.core
 def test_finalizers_at_exit_may_touch_arrays() -> None:
     """Cycles that only the end of the interpreter breaks: their `__del__` still sees valid memory."""
     script = """
@@ -117,6 +117,7 @@ def test_finalizers_at_exit_may_touch_arrays() -> None:
     assert set(run_script(textwrap.dedent(script)).expect()) <= {"3"}
 
 
+@pytest.mark.core
 def test_the_end_of_the_owner_ends_the_store_for_all() -> None:
     """The owner's script just ends, without `close()`, while another holds arrays: these stay valid, the names are gone."""
     owner = """

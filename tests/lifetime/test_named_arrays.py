@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     Blocks = Callable[[], list[str]]
 
-pytestmark = pytest.mark.core
-
 
 def test_it_lives_on_when_nobody_holds_it(start_method: BaseContext, store: sa.Store, blocks: Blocks) -> None:
     """Made and dropped here or by a worker that has gone, it is there with its contents until it is deleted."""
@@ -81,6 +79,7 @@ def test_a_replaced_version_stays_for_those_who_hold_it(
         assert store["w"][0] == 109
 
 
+@pytest.mark.core
 def test_a_view_outlives_its_store(start_method: BaseContext, blocks: Blocks, store: sa.Store) -> None:
     """Closing unlinks everything at once; views in every process stay readable and writable, and shared."""
     named, anonymous, tree = store.ones(3, name="x"), store.ones(4), store.put({"a": np.ones(5)})

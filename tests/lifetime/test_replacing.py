@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
 
-@pytest.mark.core
 def test_readers_see_exactly_one_whole_array(start_method: BaseContext) -> None:
     """Two processes publish without pause, two look up: no read is torn, none finds the name missing, and the news arrive."""
     with sa.Store() as store:

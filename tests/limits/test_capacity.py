@@ -129,7 +129,6 @@ def test_a_handle_in_flight_and_a_held_view_of_a_deleted_array(place: str | None
         assert held.sum() == 60 * KIB
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("name", [None, "n"])
 def test_a_block_that_is_published_while_the_directory_is_counted_counts(
     monkeypatch: pytest.MonkeyPatch, place: str | None, name: str | None
@@ -180,7 +179,6 @@ def test_a_block_that_is_published_while_the_directory_is_counted_counts(
         assert on_disk(store) < 60 * KIB
 
 
-@pytest.mark.core
 def test_processes_that_race_never_pass_the_capacity(start_method: BaseContext) -> None:
     """Workers make, drop, publish and replace at once; looked at from outside all the while, the sum never exceeds the bound."""
     race(start_method, None)

@@ -6,8 +6,6 @@ import pytest
 
 from tests.helpers.processes import run_script
 
-pytestmark = pytest.mark.core
-
 PRELUDE = """
 import gc, os, pickle, resource, sys
 import numpy as np, shmarray as sa
@@ -29,6 +27,7 @@ def files(store):
 """
 
 
+@pytest.mark.core
 def test_without_a_descriptor_every_operation_says_so() -> None:
     """What needs one raises StoreFullError with limit and remedy; what needs none works; nothing is half-done."""
     script = (

@@ -92,7 +92,6 @@ print("done")
     assert run_in_small_memory(script).expect() == "done\n"
 
 
-@pytest.mark.core
 def test_full_to_the_last_page_nobody_gets_a_sigbus() -> None:
     """Filled by small arrays until it refuses, by this store and by others' files: every byte given out can be written."""
     script = (
@@ -172,7 +171,6 @@ with sa.Store() as store:
     assert run_in_small_memory(script).expect() == "4\n"
 
 
-@pytest.mark.core
 def test_no_room_for_another_file_is_said_to_be_that() -> None:
     """Where the file system has no inodes left, room for bytes is no help: the error says what is missing; no name stays."""
     script = (

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from tests.helpers.processes import run_script
 
 COUNT = 10_000
@@ -52,7 +50,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.core
 def test_ten_thousand_named_arrays_at_once_under_256_descriptors() -> None:
     """All of them mapped here and in workers, no descriptor held in any, in a reasonable time, and nothing is left."""
     began = time.monotonic()

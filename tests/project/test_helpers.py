@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnContext
     from pathlib import Path
 
-pytestmark = pytest.mark.core
-
 
 def _strange_name() -> str:
     return f"shmarray.test.{os.getpid()}.{os.urandom(4).hex()}"

@@ -14,8 +14,6 @@ import pytest
 import shmarray
 from tests.helpers.processes import run_script
 
-pytestmark = pytest.mark.core
-
 FROZEN = [
     "ArrayExistsError",
     "ArrayNameError",
@@ -60,12 +58,14 @@ ERRORS = {
 }
 
 
+@pytest.mark.core
 def test_the_exported_names_are_these_and_sorted() -> None:
     """`__all__` is the frozen list, in order."""
     assert shmarray.__all__ == FROZEN
     assert sorted(FROZEN) == FROZEN
 
 
+@pytest.mark.core
 def test_every_exported_name_is_there_and_no_other_is_public() -> None:
     """Whatever is exported exists; whatever else the door holds is a module of the package, or private."""
     assert [name for name in shmarray.__all__ if not hasattr(shmarray, name)] == []
@@ -95,6 +95,7 @@ def test_an_error_is_also_the_builtin_that_a_caller_expects(name: str) -> None:
     assert [parent for parent in (shmarray.ShmArrayError, *ERRORS[name]) if not issubclass(error, parent)] == []
 
 
+@pytest.mark.core
 def test_the_version_is_the_one_that_was_built() -> None:
     """`__version__` is that of pyproject.toml."""
     place = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -104,6 +105,7 @@ def test_the_version_is_the_one_that_was_built() -> None:
     assert shmarray.__version__ == found[1]
 
 
+@pytest.mark.core
 def test_importing_the_package_says_and_leaves_nothing() -> None:
     """`import shmarray` writes nothing, starts no thread or process, and opens no file of shared memory."""
     source = """

@@ -102,6 +102,7 @@ def in_utf8(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
 
 
+@pytest.mark.core
 @HARDER
 @given(dtypes)
 def test_any_dtype_survives_exactly(dtype: np.dtype[Any]) -> None:
@@ -250,6 +251,7 @@ def arrays_of(tree: Any) -> list[Any]:
     return list(found.values())
 
 
+@pytest.mark.core
 @HARDER
 @given(structures)
 def test_any_structure_survives_exactly(tree: Any) -> None:

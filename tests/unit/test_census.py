@@ -22,8 +22,6 @@ from tests.helpers.processes import kill_and_reap, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.core
-
 LONG = "ü" * 127
 
 

@@ -13,8 +13,6 @@ from shmarray import controls
 from shmarray._format import control as layout
 from shmarray._format.header import DamagedError
 
-pytestmark = pytest.mark.core
-
 WORD = st.integers(0, (1 << 64) - 1)
 EXAMPLE = layout.Control(7, "näme", "/dev/shm", 1 << 30, (10, 20, 30), "0f2b", 123, "ab" * 16, "robust")
 #: Bytes that change while the store is in use and mean no more than a number: guardian's pid, account, epochs of the slots.
@@ -37,6 +35,7 @@ def any_control(draw: st.DrawFn) -> layout.Control:
     )
 
 
+@pytest.mark.core
 @given(any_control())
 def test_a_control_file_is_read_back_whole(control: layout.Control) -> None:
     """Everything that never changes comes back, and the store is open."""
@@ -80,6 +79,7 @@ def test_every_changed_byte_is_noticed_but_those_that_are_meant_to_change() -> N
     assert unnoticed == FREE
 
 
+@pytest.mark.core
 @given(st.integers(0, layout.SIZE - 1), st.integers(0, 7))
 def test_every_flipped_bit_is_noticed_where_a_byte_is(position: int, bit: int) -> None:
     """The same for single bits."""

@@ -12,8 +12,6 @@ import shmarray
 from shmarray import errors
 from shmarray.errors import ShmArrayError
 
-pytestmark = pytest.mark.core
-
 ALSO = {
     "ArrayNotFoundError": (KeyError, FileNotFoundError, LookupError, OSError),
     "ArrayExistsError": (FileExistsError, OSError),
@@ -41,6 +39,7 @@ KINDS = [value for value in vars(errors).values() if isinstance(value, type) and
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
+@pytest.mark.core
 def test_the_list_of_errors_is_complete() -> None:
     """Every error is in the table above, in `__all__` and at the package's door."""
     public = {kind.__name__ for kind in KINDS}

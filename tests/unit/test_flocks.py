@@ -16,8 +16,6 @@ from tests.helpers.processes import Child, kill_and_reap, reap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.core
-
 MAPPER = """
 import sys
 from shmarray._os import flocks, segments
@@ -70,6 +68,7 @@ def _lease(path: str, *marks: int) -> segments.Segment:
         fd.close()
 
 
+@pytest.mark.core
 def test_a_lease_lives_exactly_as_long_as_the_mapping(path: str) -> None:
     """With its descriptor closed the lock stays until the mapping goes, and then goes at once."""
     assert _free(path)

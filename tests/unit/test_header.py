@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 import shmarray as sa
 from shmarray._format import header as form
 
-pytestmark = pytest.mark.core
-
 WORD = st.integers(0, (1 << 64) - 1)
 META = b'{"name":"frames","leaves":[["<f8",[2,3],null,0]],"tree":null}'
 EXAMPLE = form.Header(form.file_size(48, len(META)), 48, 1, 2, 3, 4, 5, form.LIVE, META)
@@ -36,6 +34,7 @@ def headers(draw: st.DrawFn) -> form.Header:
     return form.Header(size, nbytes, store, block, pid, start, born, state, meta)
 
 
+@pytest.mark.core
 @given(headers(), st.binary(max_size=form.GUARD_SIZE))
 def test_a_header_is_read_back_whole_whatever_the_guard_says(header: form.Header, guard: bytes) -> None:
     """Every field and the description come back; the guard's bytes have no say in it."""
@@ -83,6 +82,7 @@ def test_every_flipped_bit_outside_the_guard_is_noticed() -> None:
                     form.unpack(bytes(damaged), EXAMPLE.file_size)
 
 
+@pytest.mark.core
 @given(st.integers(0, len(_tail(EXAMPLE)) - 1), st.integers(1, 255))
 def test_every_changed_byte_outside_the_guard_is_noticed(position: int, change: int) -> None:
     """The same for whole bytes."""
@@ -121,6 +121,7 @@ def test_a_file_that_is_shorter_or_longer_than_it_was_is_noticed(change: int) ->
         form.unpack(_tail(EXAMPLE), EXAMPLE.file_size + change)
 
 
+@pytest.mark.core
 def test_another_version_is_refused_by_its_number() -> None:
     """A later layout is said to be one, not called damaged; the check comes before the checksum, which may move."""
     later = bytearray(_tail(EXAMPLE))

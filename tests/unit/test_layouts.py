@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from shmarray._format import layouts
 from shmarray.errors import ShapeError
 
-pytestmark = pytest.mark.core
-
 SHAPES = st.lists(st.integers(0, 5), max_size=5).map(tuple)
 MOST = (1 << 63) - 1
 
@@ -56,6 +54,7 @@ def test_a_refused_shape_is_quoted_but_not_at_any_length() -> None:
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.core
 @given(SHAPES, st.sampled_from(["u1", "<i2", "f8", "c16", "V3", "S0"]))
 def test_an_array_takes_as_many_bytes_as_numpy_says(shape: tuple[int, ...], dtype: str) -> None:
     """Size is what NumPy's own array of that shape and dtype has."""
@@ -102,6 +101,7 @@ def test_any_order_of_axes_in_memory_is_dense_and_kept(shape: tuple[int, ...], r
         assert np.lib.array_utils.byte_bounds(view)[1] - np.lib.array_utils.byte_bounds(view)[0] == model.nbytes
 
 
+@pytest.mark.core
 @given(SHAPES, st.randoms(use_true_random=False))
 def test_the_axis_order_of_an_array_is_what_numpy_calls_k(shape: tuple[int, ...], random: Any) -> None:
     """`axes_of` lays out a copy as `numpy.empty_like` does, also of a reversed array."""

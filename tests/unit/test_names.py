@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from shmarray._format import names
 from shmarray.errors import ArrayNameError
 
-pytestmark = pytest.mark.core
-
 NAME_MAX = 255
 KEY = names.StoreKey((1 << 32) - 2, (1 << 64) - 1)
 GOOD = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=120).filter(
@@ -21,6 +19,7 @@ GOOD = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), mi
 )
 
 
+@pytest.mark.core
 @given(GOOD)
 def test_a_name_is_spelled_in_letters_that_every_directory_takes(name: str) -> None:
     """The spelling needs no quoting anywhere: ASCII letters, digits, `-_.%~`, never a slash."""
@@ -39,6 +38,7 @@ def test_names_up_to_53_bytes_are_always_read_back(name: str) -> None:
     assert names.decode(names.encode(name)) == name
 
 
+@pytest.mark.core
 @given(GOOD, GOOD)
 def test_two_names_never_share_a_spelling(one: str, other: str) -> None:
     """Different names, different files."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnContext
 
-pytestmark = pytest.mark.core
-
 WAITER = "from tests.helpers.processes import report\nreport('up')\ninput()\n"
 
 

@@ -20,8 +20,6 @@ from tests.helpers.tracing import fail_at
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.core
-
 UID = os.geteuid()
 SHM = segments.SHM_DIRECTORY
 
@@ -265,6 +263,7 @@ def test_the_lock_of_a_copy_proves_nothing_about_the_store() -> None:
             os.unlink(reaper.control_path(copy))
 
 
+@pytest.mark.core
 def test_collecting_takes_the_dead_and_leaves_the_living(made: Made) -> None:
     """Of all stores of the user only those go in which nobody takes part; each is reported."""
     with sa.Store() as store:

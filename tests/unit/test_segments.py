@@ -21,8 +21,6 @@ from tests.helpers.tracing import fail_at
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.core
-
 PAGE = segments.PAGE
 
 
@@ -161,6 +159,7 @@ def test_a_write_is_whole_in_pieces_of_any_size(place: str, monkeypatch: pytest.
     fd.close()
 
 
+@pytest.mark.core
 def test_a_mapping_holds_no_descriptor_and_is_shared(place: str, path: str) -> None:
     """Two mappings of a file see each other's bytes, with nothing open."""
     before = leaks.descriptors()
@@ -199,6 +198,7 @@ def test_closing_twice_closes_no_others_file(place: str) -> None:
     os.close(other)
 
 
+@pytest.mark.core
 def test_a_mapping_ends_with_its_last_view_and_not_before(place: str, path: str) -> None:
     """Views keep it; dropping the last unmaps, silently, without a call to close."""
     fd = _made(place)
@@ -233,6 +233,7 @@ def test_a_mapping_cannot_be_closed_under_a_view(place: str) -> None:
     view.release()
 
 
+@pytest.mark.core
 def test_a_file_larger_than_all_memory_can_be_mapped(place: str) -> None:
     """What is mapped is the file: nothing beside it is promised, so memory and swap set no limit."""
     size = 1 << 40
@@ -244,6 +245,7 @@ def test_a_file_larger_than_all_memory_can_be_mapped(place: str) -> None:
     assert memory[0] == 0
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
 def test_a_mapping_that_the_kernel_refuses_is_an_error_and_leaves_nothing(place: str, number: int) -> None:
     """Each call of `map_shared` refused once: the error's number comes through, and no mapping stays."""

@@ -17,8 +17,6 @@ from tests.helpers.processes import Child, kill_and_reap, reap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.core
-
 MAPPER = """
 import sys
 from shmarray._os import segments
@@ -108,6 +106,7 @@ def test_an_ended_process_that_nobody_reaped_is_told() -> None:
     reap(pid)
 
 
+@pytest.mark.core
 def test_letting_go_of_a_mapping_is_told_also_by_a_kill(path: str) -> None:
     """Unmapping and SIGKILL both report; a mapping that stays does not."""
     fd = watches.letting_go(path)
