@@ -76,8 +76,8 @@ class Draft:
             used = words.load(self._hold, layout.USED_AT)
             if used + self.size > capacity:
                 used = exhaustion.used(self.member.control.directory, self.member.key.prefix)
-            if used + self.size > capacity:
                 words.store(self._hold, layout.USED_AT, used)
+            if used + self.size > capacity:
                 what = f"the capacity of {self.member.label} is exhausted"
                 directory, prefix = self.member.control.directory, self.member.key.prefix
                 raise exhaustion.full(what, directory, self.size, limit=capacity, used=used, prefix=prefix)
@@ -86,7 +86,7 @@ class Draft:
                 path = os.path.join(self.member.control.directory, self._draft_name())
                 segments.publish(self.fd, path)
                 self.temporary = path
-            words.store(self._hold, layout.USED_AT, used + self.size)
+            words.store(self._hold, layout.USED_AT, words.load(self._hold, layout.USED_AT) + self.size)
         finally:
             lock.close()
 

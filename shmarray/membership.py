@@ -25,6 +25,8 @@ from shmarray._os import flocks, processes, segments, words
 from shmarray.errors import CorruptBlockError, StoreClosedError, StoreFullError
 
 CLAIM_SIZE = 4096
+_nothing: dict[str, str] = {}
+_NOTHING = _nothing.clear  # a call into C that does nothing
 _joined: weakref.WeakValueDictionary[names.StoreKey, Membership] = weakref.WeakValueDictionary()
 _pins: dict[int, _Lease] = {}
 
@@ -63,6 +65,17 @@ def lease(fd: segments.Descriptor, size: int, path: str, uid: int) -> segments.S
     return segment
 
 
+class Section:
+    """One thread's stay in a critical section; it ends with `close()`, which is a call into C, or with this object."""
+
+    __slots__ = ("__weakref__", "close", "fd")
+
+    def __init__(self, fd: segments.Descriptor | None) -> None:
+        """Hold the descriptor with the lock; None inside a section of the same thread, where there is nothing to close."""
+        self.fd = fd
+        self.close = _NOTHING if fd is None else fd.close
+
+
 class Membership:
     """This process's part in one store. Lives as long as anything in this process uses the store."""
 
@@ -76,6 +89,7 @@ class Membership:
         self._hold(leases)
         self._slot: tuple[int, int, segments.Segment] | None = None
         self._slot_lock = threading.Lock()
+        self._inside: weakref.WeakValueDictionary[tuple[int, int], Section] = weakref.WeakValueDictionary()
         self.block_prefix = os.path.join(control.directory, key.prefix)
 
     def _hold(self, leases: tuple[segments.Segment, ...]) -> None:
@@ -144,15 +158,24 @@ class Membership:
             except FileNotFoundError:
                 raise self.closed_error() from None
 
-    def exclusively(self, mark: int) -> segments.Descriptor:
-        """Enter a critical section of the whole store; the caller leaves it by closing the descriptor. Death leaves it too."""
+    def exclusively(self, mark: int) -> Section:
+        """Enter a critical section of the whole store; the caller leaves it by `close()`. Death leaves it too.
+
+        A thread that is inside already gets in again: what runs there unasked, a finalizer or a signal handler, must not wait for
+        its own thread.
+        """
+        me = (threading.get_ident(), mark)
+        outer = self._inside.get(me)
+        if outer is not None and outer.fd is not None and not outer.fd.closed:
+            return Section(None)
         fd = self.open_control()
         try:
             flocks.wait_mark(fd, mark)
         except BaseException:
             fd.close()
             raise
-        return fd
+        section = self._inside[me] = Section(fd)
+        return section
 
     def reader_slot(self) -> tuple[int, int] | None:
         """Give this process's slot in the tables of readers and the slot's epoch; None if all slots are taken.
