@@ -50,7 +50,7 @@ class World:
 
     def __init__(self) -> None:
         """Open a store, without a guardian, with two arrays that stay, and note how it then looks."""
-        launch.launch = lambda member: None  # noqa: ARG005  its parameter has that name
+        launch.launch = lambda member: None
         self.store = sa.Store()
         self.kept: dict[str, Any] = {}
         self.store["x"] = np.full(SIZE, 1.0)

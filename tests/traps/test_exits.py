@@ -76,9 +76,7 @@ if __name__ == "__main__":
 
 
 def test_exit_handlers_before_and_after_ours_may_touch_arrays() -> None:
-    """Trap 52: registered before the import, after it, and after the store was opened: each may read, write, make and delete
-    until the store closes, and then gets a typed error; views are good to the end.
-    """
+    """Trap 52: registered before the import, after it, and after opening: typed errors once the store closed, views to the end."""
     source = """
 import atexit
 seen = []
@@ -98,8 +96,8 @@ store = shmarray.Store()
 view = store.zeros(3)
 atexit.register(touch, "third")
 """
-    # The store closes with the exit work of `multiprocessing`, which the import registered: between the first and the second.
-    assert run_script(source).expect() == "['open', 'open', 'closed'] 3.0\n"
+    # The store closes with the exit work of `multiprocessing`, which the first store registered: what is registered last runs first.
+    assert run_script(source).expect() == "['open', 'closed', 'closed'] 3.0\n"
 
 
 def test_workers_that_end_with_arrays_in_their_modules_say_nothing(start_method: BaseContext) -> None:
@@ -177,7 +175,6 @@ def test_an_owner_is_not_mistaken_for_another_process_of_the_same_pid() -> None:
     assert processes.me().start == int(start)
     member.close()
     wait_until(lambda: not os.path.exists(reaper.control_path(member.key)))
-    del member
 
 
 def test_forking_waits_for_nobody_who_waits_for_the_fork() -> None:
