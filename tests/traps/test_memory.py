@@ -11,7 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -204,9 +204,9 @@ def test_an_array_is_as_large_as_it_was_asked_to_be(store: sa.Store, size: int) 
 
 
 @pytest.mark.parametrize("shape", [0, (0,), (3, 0), (0, 1 << 40), (2, 0, 5)])
-def test_an_array_without_elements_is_an_array(store: sa.Store, shape: object) -> None:
+def test_an_array_without_elements_is_an_array(store: sa.Store, shape: Any) -> None:
     """Trap 21: made, put, named, handed over, attached and deleted like any other."""
-    for made in (store.zeros(shape), store.put(np.zeros(shape, "i2")), store.empty(shape, "S5", name="made")):  # type: ignore[call-overload]
+    for made in (store.zeros(shape), store.put(np.zeros(shape, "i2")), store.empty(shape, "S5", name="made")):
         again = pickle.loads(pickle.dumps(made))
         assert again.shape == made.shape == np.zeros(shape).shape
         assert (again.size, again.dtype) == (0, made.dtype)
