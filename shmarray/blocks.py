@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from shmarray import controls, exhaustion, reaper
 from shmarray._format import control as layout
@@ -32,6 +32,7 @@ from shmarray.errors import ArrayNotFoundError, CorruptBlockError
 if TYPE_CHECKING:
     from shmarray.membership import Membership
 
+K = TypeVar("K")
 _TAIL = 2048  # one read fetches header and description of nearly every block
 
 
@@ -57,7 +58,10 @@ def identity_of(info: os.stat_result) -> tuple[int, int]:
 
 
 class _Watch(weakref.ref[segments.Segment]):
-    """A weak reference to a mapped block; the interpreter calls it back after C code has unmapped the block."""
+    """A weak reference to an anonymous block; the interpreter calls it back after C code has unmapped the block.
+
+    A named block needs no call: a callback in Python is a place where an exception of a signal handler is lost.
+    """
 
     __slots__ = ("block",)
 
@@ -71,14 +75,15 @@ class _Watch(weakref.ref[segments.Segment]):
         self.block = block
 
 
-_attached: dict[tuple[int, int], _Watch] = {}
+_attached: dict[tuple[int, int], weakref.ref[segments.Segment]] = {}
 # By store and name, what had the name when this process last looked: to be compared with what has it now.
-_named: dict[tuple[int, str], _Watch] = {}
+_named: dict[tuple[int, str], weakref.ref[segments.Segment]] = {}
 _pins: dict[int, _Watch] = {}
+_tidy_at = [256]
 
 
 def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
-    """Run when a block was unmapped, at any moment, in any thread: system calls only, never raises, waits for nothing."""
+    """Run when an anonymous block was unmapped, at any moment, in any thread: system calls only, never raises, never waits."""
     _pins.pop(id(watch), None)
     if isinstance(watch, _Watch):
         key = watch.block.key
@@ -86,19 +91,35 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
             # Should another thread attach the block between these two lines, its entry is lost from the table: the block is
             # then mapped once more when it is next asked for, which costs time and nothing else.
             _attached.pop((key.store, key.block), None)
-        if key.name is None:
-            reaper.last_one_out(watch.block.path, key.uid)
-        elif _named.get((key.store, key.name)) is watch:
-            _named.pop((key.store, key.name), None)  # likewise
+        reaper.last_one_out(watch.block.path, key.uid)
+
+
+def _tidy() -> None:
+    """Forget references to named blocks that were unmapped, when there are many entries."""
+    if len(_attached) + len(_named) < _tidy_at[0]:
+        return
+    _forget_dead(_attached)
+    _forget_dead(_named)
+    _tidy_at[0] = 2 * (len(_attached) + len(_named)) + 256
+
+
+def _forget_dead(table: dict[K, weakref.ref[segments.Segment]]) -> None:
+    for key, watch in list(table.items()):
+        if watch() is None and table.get(key) is watch:
+            table.pop(key, None)
 
 
 def register(segment: segments.Segment, block: Block) -> segments.Segment:
     """Enter a mapping into the table; if another thread was faster, its mapping is the one to use."""
     segment.tag = block
-    watch = _Watch(segment, block)
-    _pins[id(watch)] = watch
-    if block.key.name is not None:
-        _named[block.key.store, block.key.name] = watch
+    watch: weakref.ref[segments.Segment]
+    if block.key.name is None:
+        pinned = _Watch(segment, block)
+        _pins[id(pinned)] = pinned
+        watch = pinned
+    else:
+        watch = _named[block.key.store, block.key.name] = weakref.ref(segment)
+        _tidy()
     while True:
         first = _attached.setdefault((block.key.store, block.key.block), watch)
         if first is watch:
@@ -137,7 +158,7 @@ def leads_to(path: str, identity: tuple[int, int]) -> bool:
 
 def attached(store: int) -> int:
     """How many blocks of that store this process maps."""
-    return sum(1 for key in list(_attached) if key[0] == store)
+    return sum(1 for key, watch in list(_attached.items()) if key[0] == store and watch() is not None)
 
 
 def mark_deleted(fd: segments.Descriptor) -> None:

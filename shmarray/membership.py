@@ -167,14 +167,16 @@ class Membership:
         me = (threading.get_ident(), mark)
         outer = self._inside.get(me)
         if outer is not None and outer.fd is not None and not outer.fd.closed:
+            # On the outer one's own description: it may not have got the lock yet, and does not stand in its own way.
+            flocks.wait_mark(outer.fd, mark)
             return Section(None)
         fd = self.open_control()
+        section = self._inside[me] = Section(fd)
         try:
             flocks.wait_mark(fd, mark)
         except BaseException:
-            fd.close()
+            section.close()
             raise
-        section = self._inside[me] = Section(fd)
         return section
 
     def reader_slot(self) -> tuple[int, int] | None:
