@@ -104,8 +104,10 @@ def _tidy() -> None:
 
 
 def _forget_dead(table: dict[K, weakref.ref[segments.Segment]]) -> None:
-    for key, watch in list(table.items()):
-        if watch() is None and table.get(key) is watch:
+    # The keys alone: a list of items makes tuples, which may start the collector, and with it code that changes the table.
+    for key in list(table):
+        watch = table.get(key)
+        if watch is not None and watch() is None and table.get(key) is watch:
             table.pop(key, None)
 
 
@@ -158,7 +160,8 @@ def leads_to(path: str, identity: tuple[int, int]) -> bool:
 
 def attached(store: int) -> int:
     """How many blocks of that store this process maps."""
-    return sum(1 for key, watch in list(_attached.items()) if key[0] == store and watch() is not None)
+    watches = [_attached.get(key) for key in list(_attached) if key[0] == store]
+    return sum(watch is not None and watch() is not None for watch in watches)
 
 
 def mark_deleted(fd: segments.Descriptor) -> None:
