@@ -25,8 +25,7 @@ from shmarray._os import flocks, processes, segments, words
 from shmarray.errors import CorruptBlockError, StoreClosedError, StoreFullError
 
 CLAIM_SIZE = 4096
-_nothing: dict[str, str] = {}
-_NOTHING = _nothing.clear  # a call into C that does nothing
+_NOTHING = dict[str, str]().clear  # a call into C that does nothing
 _joined: weakref.WeakValueDictionary[names.StoreKey, Membership] = weakref.WeakValueDictionary()
 _pins: dict[int, _Lease] = {}
 
@@ -161,15 +160,13 @@ class Membership:
     def exclusively(self, mark: int) -> Section:
         """Enter a critical section of the whole store; the caller leaves it by `close()`. Death leaves it too.
 
-        A thread that is inside already gets in again: what runs there unasked, a finalizer or a signal handler, must not wait for
-        its own thread.
+        A thread inside gets in again: a finalizer or signal handler that runs there must not wait for its own thread.
         """
         me = (threading.get_ident(), mark)
         outer = self._inside.get(me)
         if outer is not None and outer.fd is not None and not outer.fd.closed:
-            # On the outer one's own description: it may not have got the lock yet, and does not stand in its own way.
             flocks.wait_mark(outer.fd, mark)
-            return Section(None)
+            return Section(None)  # the outer one's own description does not stand in its own way
         fd = self.open_control()
         section = self._inside[me] = Section(fd)
         try:
