@@ -58,7 +58,7 @@ def identity_of(info: os.stat_result) -> tuple[int, int]:
 
 
 class _Watch(weakref.ref[segments.Segment]):
-    """A weak reference to an anonymous block; the interpreter calls it back after C code has unmapped the block.
+    """A weak reference to an anonymous block, called back after C code has unmapped it.
 
     A named block needs no call: a callback in Python is a place where an exception of a signal handler is lost.
     """
@@ -88,8 +88,7 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
     if isinstance(watch, _Watch):
         key = watch.block.key
         if _attached.get((key.store, key.block)) is watch:
-            # Should another thread attach the block between these two lines, its entry is lost from the table: the block is
-            # then mapped once more when it is next asked for, which costs time and nothing else.
+            # Should another thread attach it between these two lines, its entry is lost: mapping it again costs time only.
             _attached.pop((key.store, key.block), None)
         reaper.last_one_out(watch.block.path, key.uid)
 
@@ -104,21 +103,19 @@ def _tidy() -> None:
 
 
 def _forget_dead(table: dict[K, weakref.ref[segments.Segment]]) -> None:
-    # The keys alone: a list of items makes tuples, which may start the collector, and with it code that changes the table.
+    # Keys alone: making tuples may start the collector, and with it code that changes the table.
     for key in list(table):
-        watch = table.get(key)
-        if watch is not None and watch() is None and table.get(key) is watch:
+        if (watch := table.get(key)) is not None and watch() is None and table.get(key) is watch:
             table.pop(key, None)
 
 
 def register(segment: segments.Segment, block: Block) -> segments.Segment:
-    """Enter a mapping into the table; if another thread was faster, its mapping is the one to use."""
+    """Enter a mapping into the table; if another thread was faster, its mapping is the one to use. A copy's stays out."""
     segment.tag = block
     watch: weakref.ref[segments.Segment]
     if block.key.name is None:
-        pinned = _Watch(segment, block)
+        watch = pinned = _Watch(segment, block)
         _pins[id(pinned)] = pinned
-        watch = pinned
     else:
         watch = _named[block.key.store, block.key.name] = weakref.ref(segment)
         _tidy()
@@ -128,7 +125,6 @@ def register(segment: segments.Segment, block: Block) -> segments.Segment:
             return segment
         other = first()
         if other is not None:
-            # A copy of a block's file carries the same numbers: whichever came second is then mapped, and not in the table.
             return other if other.tag.identity == block.identity else segment
         if _attached.get((block.key.store, block.key.block)) is first:
             _attached[block.key.store, block.key.block] = watch
@@ -144,10 +140,9 @@ def known(store: int, number: int, name: str | None) -> segments.Segment | None:
     """Give the block of a handle if this process maps it, its store is open and it was not deleted; else None: look closer."""
     watch = _attached.get((store, number))
     segment = watch() if watch is not None else None
-    if segment is None:
+    if segment is None or segment.tag.key.name != name or not segment.tag.member.is_open() or not is_live(segment):
         return None
-    block: Block = segment.tag
-    return segment if block.key.name == name and block.member.is_open() and is_live(segment) else None
+    return segment
 
 
 def leads_to(path: str, identity: tuple[int, int]) -> bool:
@@ -160,8 +155,9 @@ def leads_to(path: str, identity: tuple[int, int]) -> bool:
 
 def attached(store: int) -> int:
     """How many blocks of that store this process maps."""
-    watches = [_attached.get(key) for key in list(_attached) if key[0] == store]
-    return sum(watch is not None and watch() is not None for watch in watches)
+    return sum(
+        (watch := _attached.get(key)) is not None and watch() is not None for key in list(_attached) if key[0] == store
+    )
 
 
 def mark_deleted(fd: segments.Descriptor) -> None:
@@ -244,8 +240,7 @@ def lookup(member: Membership, name: str) -> segments.Segment:
             try:
                 return _map_checked(member, key, fd, path)
             except ArrayNotFoundError:
-                # Replaced between opening and looking: the name leads to the next one now. Each turn sees another block; the
-                # one before stays open meanwhile, so that its inode's number cannot be another's.
+                # Replaced between opening and looking: the name leads to the next now. The one before stays open, so no inode recurs.
                 again = last is None or identity_of(segments.status(fd)) != identity_of(segments.status(last))
                 if last is not None:
                     last.close()
