@@ -88,8 +88,7 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
     if isinstance(watch, _Watch):
         key = watch.block.key
         if _attached.get((key.store, key.block)) is watch:
-            # Should another thread attach it between these two lines, its entry is lost: mapping it again costs time only.
-            _attached.pop((key.store, key.block), None)
+            _attached.pop((key.store, key.block), None)  # a newer entry lost here is mapped again: time only
         reaper.last_one_out(watch.block.path, key.uid)
 
 
