@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 from multiprocessing import forkserver
 from typing import TYPE_CHECKING, cast
 
@@ -37,6 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Mark this run's processes and choose how hard hypothesis looks."""
     os.environ[leaks.RUN] = f"{os.getpid()}-{os.urandom(4).hex()}"
+    # Started in the background by a shell, a process ignores Ctrl-C, and so would every process that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.load_profile("deep" if config.getoption("--deep") else os.environ.get(_PROFILE, "ci"))
 
 
@@ -49,6 +52,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="only with --soak"))
         elif item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(0))
+
+
+def pytest_collection_finish() -> None:
+    """Take the tests themselves, which stay to the end, out of the collector's way: the leak guard collects often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -35,6 +35,7 @@ def many() -> Iterator[sa.Store]:
         yield store
 
 
+@pytest.mark.core
 def test_without_arguments_there_is_help_and_an_exit_code_of_2() -> None:
     """Help goes to standard output and names every command and exit code."""
     text = shmarray().expect(2)
@@ -42,7 +43,6 @@ def test_without_arguments_there_is_help_and_an_exit_code_of_2() -> None:
         assert word in text
 
 
-@pytest.mark.core
 def test_help_and_version_end_well() -> None:
     """`--help` of all and of each command, and `--version`, end with 0."""
     assert shmarray("--version").expect() == f"shmarray {sa.__version__}\n"

@@ -12,9 +12,9 @@ import traceback
 from typing import Any
 
 import shmarray as sa
-from tests.faults import operations
-from tests.faults.operations import STABLE, whole
+from tests.faults import witnesses
 from tests.faults.stage import World, enter
+from tests.faults.witnesses import STABLE, whole
 
 OWNER = """
 import json, sys
@@ -28,10 +28,10 @@ if __name__ == "__main__":
 def own(address: str, method: str, workers: int, options: dict[str, Any]) -> None:
     """Be the owner: open a store, start workers, play until told to leave, join them, and leave the store to the exit."""
     world = World()
-    operations.open_store(world, options)
+    witnesses.open_store(world, options)
     context: Any = multiprocessing.get_context(method)
     for number in range(workers):
-        handed = world.store.full(operations.SIZE, STABLE)
+        handed = world.store.full(witnesses.SIZE, STABLE)
         args = (address, number, world.store, world.store["stable"], handed)
         process = context.Process(target=work, args=args)
         process.start()
@@ -45,7 +45,7 @@ def work(address: str, number: int, store: sa.Store, stable: Any, handed: Any) -
     """Be a worker: hold what was given and something of one's own, and play."""
     world = World()
     world.store = store
-    world.views |= {"stable": stable, "handed": handed, "mine": store.full(operations.SIZE, STABLE)}
+    world.views |= {"stable": stable, "handed": handed, "mine": store.full(witnesses.SIZE, STABLE)}
     enter(address, world, f"worker{number}")
 
 
@@ -65,24 +65,24 @@ def block_of_mine(world: World) -> str:
 def exit_codes(world: World, number: int) -> int | None:
     """As the owner: how a worker ended."""
     process = world.kept[f"process{number}"]
-    process.join(operations.DEADLINE)
+    process.join(witnesses.DEADLINE)
     code: int | None = process.exitcode
     return code
 
 
 def enter_guard(world: World) -> None:
     """Begin to write the array "stable", and stay in it."""
-    world.kept["inside"] = world.views["stable"].write(timeout=operations.DEADLINE)
+    world.kept["inside"] = world.views["stable"].write(timeout=witnesses.DEADLINE)
     world.kept["inside"].__enter__()
 
 
 def find_poisoned(world: World) -> int:
     """Enter the guard whose holder was killed: it says so; give the pid it names, and put things right."""
     try:
-        with world.store["stable"].write(timeout=operations.DEADLINE):
+        with world.store["stable"].write(timeout=witnesses.DEADLINE):
             pass
     except sa.PoisonedError as error:
-        with world.store["stable"].write(timeout=operations.DEADLINE, heal=True) as inside:
+        with world.store["stable"].write(timeout=witnesses.DEADLINE, heal=True) as inside:
             whole(inside, STABLE)
         return int(error.pid)
     message = "nobody was told that the writer died"

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
-from tests.faults import operations
+from tests.faults import deaths, operations, witnesses
 from tests.faults.operations import NUMBERS, OPERATIONS
 from tests.faults.stage import Actor, Stage, World, files_of, guardians_of, stores_opened_by
 from tests.helpers import leaks
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 BY_NAME = {"publish": "x", "unlink a named array": "made", "delete by name": "made"}
 _SOON = 10.0
-_STUCK = 0.3
 
 
 def points(total: int, most: int, *, deep: bool) -> range:
@@ -42,11 +40,11 @@ class WorkerPlay:
         self.deep = deep
         self.directory = options.get("directory", leaks.SHM)
         self.owner = stage.fork()
-        self.blob, self.store, guardian = self.owner.do(operations.open_store, options)
+        self.blob, self.store, guardian = self.owner.do(witnesses.open_store, options)
         os.kill(guardian, signal.SIGKILL)
         stage.status(guardian)
         self.survivor = stage.fork()
-        self.survivor.do(operations.join, self.blob)
+        self.survivor.do(witnesses.join, self.blob)
 
     def run(self, most: int, *, related: bool = False) -> None:
         """Kill victims at about that many points; `related` ones are forked from the owner and inherit its mappings."""
@@ -63,7 +61,7 @@ class WorkerPlay:
         for n in chosen:
             ticket = self.owner.do(operations.prepare, self.number, n)
             if self.operation.name in BY_NAME:
-                self.survivor.do(operations.hold, BY_NAME[self.operation.name])
+                self.survivor.do(witnesses.hold, BY_NAME[self.operation.name])
             killed += self._kill(ticket, n, related=related) == -signal.SIGKILL
             self._after(n)
             assert self.files() == base, f"left after a death at line {n} of {total}: {self.files() ^ base}"
@@ -73,11 +71,11 @@ class WorkerPlay:
         """Do the operation once, whole, and count its lines."""
         ticket = self.owner.do(operations.prepare, self.number, 0)
         if related:
-            return int(self.owner.do(operations.in_a_child, operations.count, self.number, ticket, self.deep)[1])
+            return int(self.owner.do(deaths.in_a_child, deaths.count, self.number, ticket, self.deep)[1])
         actor = self.stage.fork()
         if not self.operation.joins:
-            actor.do(operations.come, self.blob)
-        total = actor.do(operations.count, self.number, ticket, self.deep)
+            actor.do(witnesses.come, self.blob)
+        total = actor.do(deaths.count, self.number, ticket, self.deep)
         actor.leave()
         assert self.stage.status(actor.pid) == 0
         self.stage.dismiss(actor)
@@ -86,25 +84,25 @@ class WorkerPlay:
     def _kill(self, ticket: Any, n: int, *, related: bool) -> int:
         """Let a victim die at line n; returns how it ended."""
         if related:
-            step = (operations.die_in, self.number, ticket, n, self.deep)
-            return int(self.owner.do(operations.in_a_child, *step)[0])
+            step = (deaths.die_in, self.number, ticket, n, self.deep)
+            return int(self.owner.do(deaths.in_a_child, *step)[0])
 
         def victim() -> None:
             world = World()
             if not self.operation.joins:
                 world.store = pickle.loads(self.blob)
-            operations.die_in(world, self.number, ticket, n, self.deep)
+            deaths.die_in(world, self.number, ticket, n, self.deep)
 
         return self.stage.status(self.stage.fork_process(victim))
 
     def _after(self, n: int) -> None:
         """Let the others go on; what the death left is whole, and mended without a rest."""
-        self.survivor.do(operations.go_on)
+        self.survivor.do(witnesses.go_on)
         if n and self.operation.name in BY_NAME:
-            self.survivor.do(operations.unlink_old, BY_NAME[self.operation.name])
-        self.owner.do(operations.mend)
+            self.survivor.do(witnesses.unlink_old, BY_NAME[self.operation.name])
+        self.owner.do(witnesses.mend)
         if self.operation.handles:
-            self.owner.do(operations.release)
+            self.owner.do(witnesses.release)
 
     def files(self) -> set[str]:
         """What the file system shows of the store."""
@@ -114,7 +112,7 @@ class WorkerPlay:
         """Close the store with nobody left in it: nothing stays, and nobody has complained."""
         self.survivor.leave()
         assert self.stage.status(self.survivor.pid) == 0
-        self.owner.do(operations.close)
+        self.owner.do(witnesses.close)
         assert not self.files()
         self.owner.leave()
         assert self.stage.status(self.owner.pid) == 0
@@ -132,14 +130,14 @@ class OwnerPlay:
         self.directory = options.get("directory", leaks.SHM)
         self.guest = stage.fork()
         self.bystander = stage.fork()
-        _, self._beside, _ = self.bystander.do(operations.open_store, {})
+        _, self._beside, _ = self.bystander.do(witnesses.open_store, {})
 
     def open(self, *, guest: bool = True) -> tuple[Actor, str, int]:
         """Open a store in a new owner; gives the owner, the store's identity and its guardian."""
         owner = self.stage.fork()
-        blob, store, guardian = owner.do(operations.open_store, self.options)
+        blob, store, guardian = owner.do(witnesses.open_store, self.options)
         if guest:
-            self.guest.do(operations.join, blob)
+            self.guest.do(witnesses.join, blob)
         return owner, store, guardian
 
     def kill(self, owner: Actor, step: Callable[..., Any], *args: Any) -> bool:
@@ -159,16 +157,16 @@ class OwnerPlay:
         """See that the guardian unlinks all, leaves the guest its views, and ends when the guest has left."""
         only = {"ctl", "dir"}
         wait_until(lambda: self.files(store) <= only, _SOON, lambda: f"left: {sorted(self.files(store))}")
-        wait_until(lambda: self.guest.do(operations.work_is_refused), _SOON, "the store still takes work")
-        self.guest.do(operations.part)
+        wait_until(lambda: self.guest.do(witnesses.work_is_refused), _SOON, "the store still takes work")
+        self.guest.do(witnesses.part)
         wait_until(lambda: not self.files(store), _SOON, lambda: f"left: {sorted(self.files(store))}")
         assert self.stage.status(guardian) == 0
-        self.bystander.do(operations.go_on)
+        self.bystander.do(witnesses.go_on)
 
     def end(self) -> None:
         """All who lived have come through, and nobody has complained."""
-        self.bystander.do(operations.mend)
-        self.bystander.do(operations.close)
+        self.bystander.do(witnesses.mend)
+        self.bystander.do(witnesses.close)
         for actor in (self.guest, self.bystander):
             actor.leave()
             assert self.stage.status(actor.pid) == 0
@@ -180,86 +178,12 @@ def watches(pid: int) -> bool:
     return "anon_inode:inotify" in leaks.descriptors(pid).values()
 
 
-class EndPlay:
-    """A store ends while processes stand at every line of an operation in it; then they go on."""
-
-    def __init__(self, stage: Stage, operation: str, *, deep: bool, **options: Any) -> None:
-        """Open the store."""
-        self.stage = stage
-        self.number = NUMBERS[operation]
-        self.operation = OPERATIONS[self.number]
-        self.deep = deep
-        self.owner = stage.fork()
-        self.blob, self.store, self.guardian = self.owner.do(operations.open_store, options)
-
-    def run(self, most: int, *, kill: bool) -> None:
-        """Let about that many processes pause; end the store by killing its owner, or by closing it."""
-        ticket = self.owner.do(operations.prepare, self.number, 0)
-        rehearsal = self.stage.fork()
-        if not self.operation.joins:
-            rehearsal.do(operations.come, self.blob)
-        total = rehearsal.do(operations.count, self.number, ticket, self.deep)
-        rehearsal.leave()
-        assert self.stage.status(rehearsal.pid) == 0
-        self.stage.dismiss(rehearsal)
-        # All tickets first: whoever pauses may hold a lock that the owner needs for the next.
-        tickets = {n: self.owner.do(operations.prepare, self.number, n) for n in points(total, most, deep=self.deep)}
-        paused = [self._pause(n, ticket) for n, ticket in tickets.items()]
-        self._wait_for_pauses(paused)
-        if kill:
-            self.owner.kill()
-            assert self.stage.status(self.owner.pid) == -signal.SIGKILL
-        else:
-            self.owner.do(operations.close)
-        wait_until(lambda: files_of(self.store) <= {"ctl"}, _SOON, lambda: f"left: {sorted(files_of(self.store))}")
-        # Nobody sweeps after them: what they publish now they have to take back themselves.
-        os.kill(self.guardian, signal.SIGSTOP)
-        while not all(pid in self.stage.statuses for pid in paused):
-            for pid in paused:
-                # Whoever was kept from coming to its pause may come to it only now.
-                if _is_stopped(pid):
-                    os.kill(pid, signal.SIGCONT)
-                elif not is_running(pid):
-                    self.stage.status(pid)
-        assert {self.stage.status(pid) for pid in paused} == {0}, self.stage.said()
-        assert files_of(self.store) <= {"ctl"}, f"published after the end: {sorted(files_of(self.store))}"
-        os.kill(self.guardian, signal.SIGCONT)
-        wait_until(lambda: not files_of(self.store), _SOON, lambda: f"left: {sorted(files_of(self.store))}")
-        assert self.stage.status(self.guardian) == 0
-        if not kill:
-            self.owner.leave()
-            assert self.stage.status(self.owner.pid) == 0
-        assert not self.stage.said(), self.stage.said()
-
-    def _pause(self, n: int, ticket: Any) -> int:
-        return self.stage.fork_process(lambda: operations.pause_in(self.blob, self.number, ticket, n, self.deep))
-
-    def _wait_for_pauses(self, pids: list[int]) -> None:
-        """Wait until all pause, or have ended; but one that holds a lock of the store keeps others from coming so far."""
-        before, since = -1, time.monotonic()
-        while (now := sum(_is_stopped(pid) or not is_running(pid) for pid in pids)) < len(pids):
-            if now != before:
-                before, since = now, time.monotonic()
-            elif now > len(pids) / 3 and time.monotonic() - since > _STUCK:
-                return
-            assert time.monotonic() - since < _SOON, f"only {now} of {len(pids)} come to pause"
-            time.sleep(0.005)
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def leave_dead_store(stage: Stage, guest: Actor | None = None, **options: Any) -> str:
     """Open a store, kill its guardian and then its owner: it stays until someone else finds it. `guest` takes part in it."""
     owner = stage.fork()
-    blob, store, guardian = owner.do(operations.open_store, options)
+    blob, store, guardian = owner.do(witnesses.open_store, options)
     if guest is not None:
-        guest.do(operations.join, blob)
+        guest.do(witnesses.join, blob)
     os.kill(guardian, signal.SIGKILL)
     assert stage.status(guardian) == -signal.SIGKILL
     owner.kill()
@@ -275,9 +199,9 @@ class OpeningPlay(OwnerPlay):
         """Die at about that many points; `rival` sets up anew, before each, what is in the way of opening."""
         if rival is not None:
             rival()
-        files = operations.opens_stores if rival is None else operations.lines(self.deep)
+        files = deaths.opens_stores if rival is None else deaths.lines(self.deep)
         rehearsal = self.stage.fork()
-        total = rehearsal.do(operations.count_opening, self.options, files)
+        total = rehearsal.do(deaths.count_opening, self.options, files)
         rehearsal.leave()
         assert self.stage.status(rehearsal.pid) == 0
         self.stage.dismiss(rehearsal)
@@ -285,16 +209,16 @@ class OpeningPlay(OwnerPlay):
         chosen = points(total, most, deep=self.deep)
         for n in chosen:
             if rival is not None:
-                self.guest.do(operations.part)
+                self.guest.do(witnesses.part)
                 rival()
             owner = self.stage.fork()
             pid = owner.pid
-            killed += self.kill(owner, operations.die_opening, self.options, n, files)
+            killed += self.kill(owner, deaths.die_opening, self.options, n, files)
             left += self._removed_by_the_next(pid)
         # What else this user has in shared memory at that time is looked at too, so the lines are more or fewer.
         assert killed >= 0.5 * len(chosen), f"only {killed} of {len(chosen)} died"
         assert rival or 0 < left < len(chosen), "only a death between the first name and the guardian leaves anything"
-        self.guest.do(operations.part)
+        self.guest.do(witnesses.part)
         self.end()
 
     def _removed_by_the_next(self, pid: int) -> bool:
@@ -305,16 +229,16 @@ class OpeningPlay(OwnerPlay):
         if "name" in self.options:
             heir, store, guardian = self.open(guest=False)
             assert not stores_opened_by(pid)
-            heir.do(operations.close)
+            heir.do(witnesses.close)
             heir.leave()
             assert self.stage.status(heir.pid) == 0
             self.stage.dismiss(heir)
             assert self.stage.status(guardian) == 0
             assert not self.files(store)
         else:
-            self.guest.do(operations.collect, self.directory)
+            self.guest.do(witnesses.collect, self.directory)
             assert not stores_opened_by(pid)
-        self.bystander.do(operations.go_on)
+        self.bystander.do(witnesses.go_on)
         return bool(left)
 
 
@@ -327,9 +251,9 @@ class GuardianPlay(OwnerPlay):
         The guest keeps its views; when it has left, or when the next looks, all is gone.
         """
         owner = self.stage.fork()
-        blob, store, guardian = owner.do(operations.open_under_traced_guardian, self.options, n, "bury")
-        self.guest.do(operations.join, blob)
-        owner.do(operations.make_garbage)
+        blob, store, guardian = owner.do(deaths.open_under_traced_guardian, self.options, n, "bury")
+        self.guest.do(witnesses.join, blob)
+        owner.do(witnesses.make_garbage)
         owner.kill()
         assert self.stage.status(owner.pid) == -signal.SIGKILL
         self.stage.dismiss(owner)
@@ -337,12 +261,12 @@ class GuardianPlay(OwnerPlay):
         wait_until(
             lambda: not is_running(guardian) or self.files(store) <= {"ctl", "dir"}, _SOON, "it did not clear up"
         )
-        self.guest.do(operations.look_at_mine)
-        self.guest.do(operations.part)
+        self.guest.do(witnesses.look_at_mine)
+        self.guest.do(witnesses.part)
         wait_until(lambda: not is_running(guardian), _SOON, "the guardian did not end")
-        self.guest.do(operations.collect, self.directory)
+        self.guest.do(witnesses.collect, self.directory)
         assert not self.files(store), sorted(self.files(store))
-        self.bystander.do(operations.go_on)
+        self.bystander.do(witnesses.go_on)
         return self.stage.status(guardian) == -signal.SIGKILL
 
     def beside_the_owner(self, n: int, function: str) -> bool:
@@ -351,20 +275,20 @@ class GuardianPlay(OwnerPlay):
         The owner and the guest go on, and the owner closes as ever.
         """
         owner = self.stage.fork()
-        blob, store, guardian = owner.do(operations.open_under_traced_guardian, self.options, n, function)
-        self.guest.do(operations.join, blob)
+        blob, store, guardian = owner.do(deaths.open_under_traced_guardian, self.options, n, function)
+        self.guest.do(witnesses.join, blob)
         wait_until(lambda: not is_running(guardian) or watches(guardian), _SOON, "it did not begin to watch")
-        owner.do(operations.make_garbage)
-        self.guest.do(operations.go_on)
-        owner.do(operations.mend)
-        self.guest.do(operations.part)
-        owner.do(operations.mend)
-        owner.do(operations.close)
+        owner.do(witnesses.make_garbage)
+        self.guest.do(witnesses.go_on)
+        owner.do(witnesses.mend)
+        self.guest.do(witnesses.part)
+        owner.do(witnesses.mend)
+        owner.do(witnesses.close)
         assert not self.files(store), sorted(self.files(store))
         owner.leave()
         assert self.stage.status(owner.pid) == 0
         self.stage.dismiss(owner)
-        self.bystander.do(operations.go_on)
+        self.bystander.do(witnesses.go_on)
         return self.stage.status(guardian) == -signal.SIGKILL
 
     def sweep(self, case: Callable[[int], bool], step: int, last: int = 1000) -> int:

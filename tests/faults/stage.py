@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import secrets
@@ -233,6 +234,7 @@ class Stage:
             return pid
         status = 1
         try:
+            gc.freeze()  # what it inherited is no garbage of its, and looking at it would copy the memory of the test process
             for actor in self.actors:
                 actor.connection.close()
             errors = os.open(self._errors, os.O_WRONLY | os.O_APPEND)

@@ -37,7 +37,7 @@ STRIKES = 100
 SWEPT = (
     "a block that was never finished; its maker is gone",
     "nobody holds it, and no handle to it is in flight",
-    "a handle in flight to a block that was deleted",
+    "a handle in flight to a block that was deleted, or that lay in one",
 )
 
 

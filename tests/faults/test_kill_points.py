@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults import operations
+from tests.faults import deaths, operations, witnesses
 from tests.faults.operations import NUMBERS
-from tests.faults.plays import EndPlay, GuardianPlay, OpeningPlay, OwnerPlay, WorkerPlay, leave_dead_store, points
+from tests.faults.plays import GuardianPlay, OpeningPlay, OwnerPlay, WorkerPlay, leave_dead_store, points
 from tests.faults.stage import Stage
 from tests.helpers.leaks import shm_entries
 from tests.helpers.processes import wait_until
@@ -28,21 +28,8 @@ BY_OWNER = [
     "load an anonymous handle",
     "check and fix",
 ]
-PAUSING = [
-    "create anonymous",
-    "create named",
-    "publish",
-    "load an anonymous handle",
-    "load a named handle",
-    "pickle a handle",
-    "attach by name",
-    "unlink an anonymous array",
-    "delete by name",
-    "join",
-    "check and fix",
-    "write under the guard",
-]
-ANY = [name for name in NUMBERS if name != "connect"]
+FOR_PAUSES = ("attach what changes", "drop what another holds", "load what others load", "unlink what changes")
+ANY = [name for name in NUMBERS if name not in ("connect", *FOR_PAUSES)]
 
 
 @pytest.fixture
@@ -55,14 +42,14 @@ def deep(request: pytest.FixtureRequest) -> bool:
 def test_a_worker_killed_at_any_line_disturbs_nobody(operation: str, *, deep: bool) -> None:
     """The owner and another worker go on, all they see is whole, and `check(fix=True)` removes what the dead one left."""
     with Stage() as stage:
-        WorkerPlay(stage, operation, deep=deep).run(22)
+        WorkerPlay(stage, operation, deep=deep).run(16)
 
 
 @pytest.mark.parametrize("operation", MAKING)
 def test_a_worker_of_a_store_with_capacity_killed_at_any_line_disturbs_nobody(operation: str, *, deep: bool) -> None:
     """As without: what dead workers had entered into the account does not fill the store."""
     with Stage() as stage:
-        WorkerPlay(stage, operation, deep=deep, capacity=200_000).run(8)
+        WorkerPlay(stage, operation, deep=deep, capacity=200_000).run(7)
 
 
 @pytest.mark.parametrize("operation", MAKING)
@@ -71,7 +58,7 @@ def test_a_worker_of_a_store_in_a_directory_killed_at_any_line_disturbs_nobody(
 ) -> None:
     """As in shared memory, and nothing stays in the directory."""
     with Stage() as stage:
-        WorkerPlay(stage, operation, deep=deep, directory=store_dir).run(6)
+        WorkerPlay(stage, operation, deep=deep, directory=store_dir).run(5)
 
 
 @pytest.mark.parametrize("operation", [name for name in ANY if name != "join"])
@@ -92,28 +79,13 @@ def test_a_reader_sees_old_or_new_whole_while_publishers_are_killed(*, deep: boo
     with Stage() as stage:
         play = WorkerPlay(stage, "publish", deep=deep)
         reader = stage.fork()
-        reader.do(operations.join, play.blob)
-        reader.do(operations.watch, "x")
+        reader.do(witnesses.join, play.blob)
+        reader.do(witnesses.watch, "x")
         play.kill_all(30)
-        assert reader.do(operations.watched) > 100
+        assert reader.do(witnesses.watched) > 100
         reader.leave()
         assert stage.status(reader.pid) == 0
         play.end()
-
-
-@pytest.mark.parametrize("end", ["killed", "closed"])
-@pytest.mark.parametrize("operation", PAUSING)
-def test_who_stands_at_any_line_when_the_store_ends_is_told_so(operation: str, end: str, *, deep: bool) -> None:
-    """Whatever it had begun is undone or refused with `StoreClosedError`; nothing of it comes back after the sweep."""
-    with Stage() as stage:
-        EndPlay(stage, operation, deep=deep).run(25, kill=end == "killed")
-
-
-@pytest.mark.parametrize("operation", ["create anonymous", "create named", "publish"])
-def test_who_stands_at_any_line_when_a_store_with_capacity_ends_is_told_so(operation: str, *, deep: bool) -> None:
-    """There a block in the making has a name from the first, which is swept under it."""
-    with Stage() as stage:
-        EndPlay(stage, operation, deep=deep, capacity=1 << 20).run(20, kill=True)
 
 
 @pytest.mark.parametrize("variant", ["plain", "name", "capacity", "directory"])
@@ -156,13 +128,13 @@ def test_after_the_owner_is_killed_at_any_line_the_guardian_clears_up(operation:
     with Stage() as stage:
         play = OwnerPlay(stage, deep=deep)
         owner, store, guardian = play.open()
-        total = owner.do(operations.count, number, owner.do(operations.prepare, number, 0), deep)
-        play.kill(owner, operations.part)
+        total = owner.do(deaths.count, number, owner.do(operations.prepare, number, 0), deep)
+        play.kill(owner, witnesses.part)
         play.cleared_by(store, guardian)
         for n in points(total, 5, deep=deep):
             owner, store, guardian = play.open()
             ticket = owner.do(operations.prepare, number, n)
-            play.kill(owner, operations.die_in, number, ticket, n, deep)
+            play.kill(owner, deaths.die_in, number, ticket, n, deep)
             play.cleared_by(store, guardian)
         play.end()
 
@@ -180,12 +152,12 @@ def test_after_the_owner_is_killed_closing_the_store_the_guardian_clears_up(
     with Stage() as stage:
         play = OwnerPlay(stage, deep=deep, **value[variant])
         owner, store, guardian = play.open()
-        total = owner.do(operations.count_closing, deep)
-        play.kill(owner, operations.part)
+        total = owner.do(deaths.count_closing, deep)
+        play.kill(owner, witnesses.part)
         play.cleared_by(store, guardian)
         for n in points(total, 6, deep=deep):
             owner, store, guardian = play.open()
-            play.kill(owner, operations.die_closing, n, deep)
+            play.kill(owner, deaths.die_closing, n, deep)
             play.cleared_by(store, guardian)
         play.end()
     wait_until(lambda: not shm_entries(f"shmarray.{os.geteuid()}.name.close-{os.getpid()}"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults import cast, operations
+from tests.faults import cast, witnesses
 from tests.faults.stage import Actor, Stage, files_of, guardians_of
 from tests.helpers.leaks import shm_entries
 from tests.helpers.processes import Child, is_running, wait_until
@@ -171,8 +171,8 @@ def test_a_killed_worker_is_missed_by_nobody(
         play.first.gone()
         record_property("seconds until freed", seconds_until(lambda: its_own not in play.files(), "it was not freed"))
         assert play.second.do(cast.find_poisoned) == play.first.pid
-        play.second.do(operations.go_on)
-        play.owner.do(operations.mend)
+        play.second.do(witnesses.go_on)
+        play.owner.do(witnesses.mend)
         play.goes_on_toiling()
         assert play.owner.do(cast.exit_codes, 0) == -signal.SIGKILL
         play.second.do(cast.rest)
@@ -195,7 +195,7 @@ def test_after_the_owner_is_killed_the_guardian_unlinks_everything_within_a_seco
         took = seconds_until(lambda: play.files() <= {"ctl"}, lambda: f"left: {sorted(play.files())}")
         record_property("seconds until unlinked", took)
         assert took < SECOND
-        wait_until(lambda: play.first.do(operations.work_is_refused), SECOND)
+        wait_until(lambda: play.first.do(witnesses.work_is_refused), SECOND)
         play.goes_on_toiling()
         play.leave(play.first)
         assert play.files() == {"ctl"}
@@ -213,12 +213,12 @@ def test_a_killed_guardian_is_missed_by_nobody(start_method: BaseContext) -> Non
         play = Play(stage, start_method)
         play.kill_guardian()
         for actor in (play.owner, play.first, play.second):
-            actor.do(operations.go_on)
+            actor.do(witnesses.go_on)
         assert play.owner.do(cast.address_of_store)[1] is None
         play.first.kill()
         play.first.gone()
         # A worker's rest is swept by the guardian, so now it is the owner's to find.
-        assert play.owner.do(operations.mend) > 0
+        assert play.owner.do(witnesses.mend) > 0
         play.goes_on_toiling()
         play.second.do(cast.rest)
         play.leave(play.second)
@@ -234,7 +234,7 @@ def test_when_all_are_killed_at_once_the_next_removes_what_is_left(start_method:
     with Stage() as stage:
         play = Play(stage, start_method)
         beside = stage.fork()
-        _, living, guardian = beside.do(operations.open_store, {})
+        _, living, guardian = beside.do(witnesses.open_store, {})
         before = files_of(living)
         play.kill_guardian()
         for actor in (play.owner, play.first, play.second):
@@ -243,16 +243,16 @@ def test_when_all_are_killed_at_once_the_next_removes_what_is_left(start_method:
             actor.gone()
         stranger = stage.fork()
         if finder == "collect":
-            stranger.do(operations.collect, "/dev/shm")
+            stranger.do(witnesses.collect, "/dev/shm")
         else:
-            _, other, other_guardian = stranger.do(operations.open_store, {})
-            stranger.do(operations.close)
+            _, other, other_guardian = stranger.do(witnesses.open_store, {})
+            stranger.do(witnesses.close)
             assert not files_of(other)
             assert stage.status(other_guardian) == 0
         assert not play.files()
         assert files_of(living) == before
-        beside.do(operations.mend)
-        beside.do(operations.close)
+        beside.do(witnesses.mend)
+        beside.do(witnesses.close)
         for actor in (beside, stranger):
             actor.leave()
             assert stage.status(actor.pid) == 0
@@ -266,10 +266,10 @@ def test_a_stop_of_owner_and_guardian_together_leaves_nothing(age: str, delay: f
     """As a service manager stops a service: SIGTERM to all, some milliseconds apart. The guardian's is not meant for it."""
     with Stage() as stage:
         owner = stage.fork()
-        _, store, guardian = owner.do(operations.open_store, {})
+        _, store, guardian = owner.do(witnesses.open_store, {})
         if age == "settled":
-            owner.do(operations.make_many, 200)
-            owner.do(operations.meet_guardian)
+            owner.do(witnesses.make_many, 200)
+            owner.do(witnesses.meet_guardian)
         os.kill(owner.pid, signal.SIGTERM)
         until = time.monotonic() + delay / 1000
         while time.monotonic() < until:
@@ -280,14 +280,33 @@ def test_a_stop_of_owner_and_guardian_together_leaves_nothing(age: str, delay: f
         assert not files_of(store)
 
 
+def test_an_owner_that_calls_exec_ends_its_store() -> None:
+    """Its process lives on as another program, so no pidfd tells; the mark that its mapping kept has gone."""
+    source = (
+        "import os, sys, shmarray as sa\n"
+        "from tests.helpers.processes import report\n"
+        "store = sa.Store()\n"
+        "array = store.zeros(3, name='x')\n"
+        "report('open', store.id)\n"
+        "os.execv(sys.executable, [sys.executable, '-c', 'input()'])\n"
+    )
+    with Child(source) as child:
+        store = child.wait_for("open")
+        wait_until(lambda: not files_of(store), _SOON, lambda: f"left: {sorted(files_of(store))}")
+        wait_until(lambda: not guardians_of(store), _SOON, "the guardian stays")
+        assert is_running(child.pid)
+        child.tell()
+        child.finish().expect()
+
+
 def test_a_fork_beside_busy_threads_keeps_no_lock() -> None:
     """Children live on while the threads of their parent create, replace and delete: they hold nothing that others wait for."""
     with Stage() as stage:
         owner = stage.fork()
-        _, store, guardian = owner.do(operations.open_store, {})
-        owner.do(operations.fork_beside_threads, 40)
-        owner.do(operations.mend)
-        owner.do(operations.close)
+        _, store, guardian = owner.do(witnesses.open_store, {})
+        owner.do(witnesses.fork_beside_threads, 40)
+        owner.do(witnesses.mend)
+        owner.do(witnesses.close)
         assert not files_of(store)
         owner.leave()
         assert stage.status(owner.pid) == 0
@@ -304,28 +323,28 @@ def test_a_name_is_free_again_although_workers_of_the_dead_store_linger(
     with Stage() as stage:
         play = Play(stage, start_method, name=name)
         heir = stage.fork()
-        assert heir.do(operations.is_refused_the_name, name)
+        assert heir.do(witnesses.is_refused_the_name, name)
         if not with_guardian:
             play.kill_guardian()
         play.owner.kill()
         play.owner.gone()
         began = time.monotonic()
-        _, new, guardian = heir.do(operations.open_store, {"name": name})
+        _, new, guardian = heir.do(witnesses.open_store, {"name": name})
         assert time.monotonic() - began < 3 * SECOND
-        heir.do(operations.connects_to, name, new)
+        heir.do(witnesses.connects_to, name, new)
         play.goes_on_toiling()
         if with_guardian:
-            wait_until(lambda: play.first.do(operations.work_is_refused), SECOND)
+            wait_until(lambda: play.first.do(witnesses.work_is_refused), SECOND)
         play.second.do(cast.rest)
         play.leave(play.first, play.second)
         if with_guardian:
             assert stage.status(play.guardian) == 0
         else:
-            heir.do(operations.collect, "/dev/shm")
+            heir.do(witnesses.collect, "/dev/shm")
         assert not play.files()
-        heir.do(operations.connects_to, name, new)
-        heir.do(operations.mend)
-        heir.do(operations.close)
+        heir.do(witnesses.connects_to, name, new)
+        heir.do(witnesses.mend)
+        heir.do(witnesses.close)
         heir.leave()
         assert stage.status(heir.pid) == 0
         assert stage.status(guardian) == 0

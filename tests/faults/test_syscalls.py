@@ -29,7 +29,7 @@ SIZE = 500
 MENDABLE = (
     "a block that was never finished; its maker is gone",
     "nobody holds it, and no handle to it is in flight",
-    "a handle in flight to a block that was deleted",
+    "a handle in flight to a block that was deleted, or that lay in one",
 )
 #: Which calls can fail with which number; every call can fail with EIO.
 MEMORY = {

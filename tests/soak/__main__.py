@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
 # One thread a process is enough, and a fork of a process with more of them is warned of. NumPy reads it when it is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from tests.helpers import leaks
 from tests.soak.lane import Lane
 from tests.soak.tally import Tally
+
+_SEMAPHORES = "sem.mp-"
 
 
 def main(words: list[str]) -> int:
@@ -40,8 +45,10 @@ def main(words: list[str]) -> int:
     seed = random.SystemRandom().randrange(1 << 32) if given.seed is None else given.seed
     print(f"seed {seed}", flush=True)
     began = time.monotonic()
+    before = leaks.shm_entries(_SEMAPHORES)
     tally = _run(seed, given.kills, began + 60 * given.minutes, max(1, given.lanes))
     seconds = time.monotonic() - began
+    _remove_semaphores(before)
     print(tally.text(seed, seconds))
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
@@ -85,12 +92,23 @@ def _run(seed: int, kills: int, until: float, lanes: int) -> Tally:
     return total
 
 
+def _remove_semaphores(before: set[str]) -> None:
+    """Remove those of multiprocessing's queues that a kill fell between making and unlinking, and nobody uses."""
+    used = {os.path.basename(found.path) for pid in leaks.pids() for found in leaks.mappings(pid, _SEMAPHORES)}
+    for name in leaks.shm_entries(_SEMAPHORES) - before - used:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(leaks.SHM, name))
+
+
 def _lane(pipe: Connection, seed: int, kills: int, until: float) -> None:
     """Be a lane, and report."""
     lane = Lane(seed, kills, until, pipe.send)
     try:
         lane.run()
     except KeyboardInterrupt:
+        lane.stop()
+    except BaseException:  # noqa: BLE001  it is part of the verdict
+        lane.tally.fault("errors", f"the lane itself: {traceback.format_exc()}")
         lane.stop()
     pipe.send(lane.tally)
     os._exit(0)

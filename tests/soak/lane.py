@@ -59,7 +59,7 @@ class Lane:
                 os.mkdir(place)
                 self._play(place, number)
                 number += 1
-                shutil.rmtree(place)
+                shutil.rmtree(place, ignore_errors=True)
             self._collect()
             self.ended(self._beside.pid, self._beside.end())
             if not self._wait(lambda: not self._strangers(), 15):
@@ -107,11 +107,7 @@ class Lane:
         if not well or not troupe.store:
             self.tally.fault("hangs", f"troupe with {troupe.part.method} did not start")
             return False
-        # What others left is gone now that a store was opened.
-        for earlier in self.left:
-            if earlier.files():
-                self.tally.fault("leaked", f"not removed by the next store: {sorted(earlier.files())[:5]}")
-        self.left.clear()
+        self._all_left_is_gone("not removed by the next store")
         return True
 
     def _kill_one(self, troupe: Troupe) -> None:
@@ -239,9 +235,13 @@ class Lane:
 
     def _collect(self) -> None:
         reaper.collect(os.geteuid())
+        self._all_left_is_gone("not collected")
+
+    def _all_left_is_gone(self, what: str) -> None:
+        """See that dead stores are gone; another lane may just be at it."""
         for troupe in self.left:
-            if troupe.files():
-                self.tally.fault("leaked", f"not collected: {sorted(troupe.files())[:5]}")
+            if not self._wait(lambda: not troupe.files(), 5):  # noqa: B023  used at once
+                self.tally.fault("leaked", f"{what}: {sorted(troupe.files())[:5]}")
         self.left.clear()
 
     # -- judging -------------------------------------------------------------------------------------------------------

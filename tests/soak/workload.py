@@ -31,7 +31,7 @@ _DTYPES = ("f8", "f4", "i8", "u2", "c16")
 _MENDABLE = (
     "a block that was never finished; its maker is gone",
     "nobody holds it, and no handle to it is in flight",
-    "a handle in flight to a block that was deleted",
+    "a handle in flight to a block that was deleted, or that lay in one",
 )
 
 

@@ -22,9 +22,8 @@ from tests.helpers import leaks
 from tests.helpers.processes import Child, is_running, run_script, wait_until
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
     from multiprocessing.context import BaseContext
-
-pytestmark = pytest.mark.core
 
 
 def _entries(identity: str) -> set[str]:
@@ -41,6 +40,11 @@ def _keep(store: sa.Store, name: str) -> float:
     return float(store[name].sum())
 
 
+def _keep_until_killed(store: sa.Store, name: str, line: Connection) -> None:
+    line.send(_keep(store, name))
+    signal.pause()
+
+
 def _hold_and_die(store: sa.Store) -> None:
     _kept.extend([store.ones(1000), store["x"]])
     os.kill(os.getpid(), signal.SIGKILL)
@@ -52,14 +56,19 @@ def test_a_killed_group_is_cleaned_up_after_by_the_next(start_method: BaseContex
 import multiprocessing
 import numpy, shmarray
 from tests.helpers.processes import report
-from tests.traps.test_exits import _keep
+from tests.traps.test_exits import _keep_until_killed
 if __name__ == "__main__":
     store = shmarray.Store()
     store["x"] = numpy.ones(3)
-    with multiprocessing.get_context({start_method.get_start_method()!r}).Pool(2) as pool:
-        pool.starmap(_keep, [(store, "x")] * 2)
-        report("ready", [store.id, store.guardian_pid])
-        input()
+    context = multiprocessing.get_context({start_method.get_start_method()!r})
+    mine, theirs = context.Pipe()
+    # No pool: it has semaphores, which nobody removes when the tracker of multiprocessing is killed too.
+    for _ in range(2):
+        context.Process(target=_keep_until_killed, args=(store, "x", theirs)).start()
+    for _ in range(2):
+        mine.recv()
+    report("ready", [store.id, store.guardian_pid])
+    input()
 """
     with Child(source) as owner:
         identity, guardian = owner.wait_for("ready")
@@ -75,6 +84,7 @@ if __name__ == "__main__":
         wait_until(gone)
 
 
+@pytest.mark.core
 def test_exit_handlers_before_and_after_ours_may_touch_arrays() -> None:
     """Trap 52: registered before the import, after it, and after opening: typed errors once the store closed, views to the end."""
     source = """
@@ -209,8 +219,9 @@ with shmarray.Store() as store:
 
 
 def test_a_forked_child_of_a_busy_program_can_use_its_store() -> None:
-    """Traps 9, 26: other threads are inside the store at the fork; the child, in which they do not go on, makes, attaches and
-    deletes as if they had never been.
+    """Traps 9, 26: a fork while other threads are inside the store does no harm to the child.
+
+    They do not go on in it, and it makes, attaches and deletes as if they had never been.
     """
     source = """
 import faulthandler, os, threading
@@ -247,6 +258,7 @@ with shmarray.Store() as store:
     assert run_script(source, flags=("-W", "ignore"), timeout=40).expect() == "0\n"
 
 
+@pytest.mark.core
 def test_ctrl_c_in_parent_and_workers_leaves_nothing(start_method: BaseContext) -> None:
     """SIGINT to the whole group in the middle of work: each says its own `KeyboardInterrupt` and no more; nothing is left."""
     source = f"""

@@ -27,8 +27,6 @@ from tests.helpers.processes import Child, environment, kill_and_reap, reap, run
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.core
-
 IN_A_SMALL_MEMORY = 'mount -t tmpfs -o size=2m,mode=1777 tmpfs /dev/shm && exec "$@"'
 
 
@@ -83,6 +81,7 @@ def test_closing_never_fails_because_of_views(store: sa.Store) -> None:
     assert view[0] == 5
 
 
+@pytest.mark.core
 def test_dropping_is_silent_and_leaves_no_descriptor() -> None:
     """Trap 15: no destructor speaks up, whatever the order in which things are dropped or left to the interpreter's end."""
     source = """
@@ -235,8 +234,9 @@ def test_files_are_their_users_alone(store: sa.Store) -> None:
 
 
 def test_a_stale_handle_never_reads_another_array(store: sa.Store) -> None:
-    """Trap 23: deleted, replaced, or made anew under the same name: a handle to the old one is refused, and never answered
-    with the new one's bytes.
+    """Trap 23: a handle to an array that was deleted, replaced or made anew is refused.
+
+    It is never answered with the bytes of the new one.
     """
     stale = []
     for turn in range(4):
@@ -292,6 +292,7 @@ def test_a_forked_childs_finalizers_take_nothing_from_its_parent(store: sa.Store
     assert pickle.loads(handle).sum() == 3
 
 
+@pytest.mark.core
 def test_an_interpreter_that_forked_and_exits_properly_in_the_child_goes_on_in_the_parent() -> None:
     """Traps 24, 51: `os.fork` and `sys.exit` in the child, with all its exit handlers: store and guardian go on."""
     source = """
@@ -336,8 +337,9 @@ def test_an_inherited_array_is_a_live_one_and_no_lock_of_the_parent_is_dropped(s
 
 
 def test_other_users_of_the_file_in_the_process_take_no_lock_away(store: sa.Store) -> None:
-    """Trap 27: opening, POSIX-locking and closing a store's files elsewhere in the process, as a backup or `cat` would, leaves
-    owner and array alive to others.
+    """Trap 27: opening, POSIX-locking and closing a store's files elsewhere in the process kills nothing.
+
+    A backup or `cat` would do so; owner and array stay alive to others.
     """
     held = store.ones(3)
     for path in (f"shmarray.{os.geteuid()}.{store.id}.ctl", held.block_name or ""):

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.context import BaseContext
 
-pytestmark = pytest.mark.core
-
 NAME = f"test-traps-{os.getpid()}"
 
 
@@ -55,6 +53,7 @@ def test_who_attached_takes_nothing_away_by_ending(store: sa.Store) -> None:
     assert _entries(store) == {"ctl", "n.x"}
 
 
+@pytest.mark.core
 def test_no_tracker_is_started_and_no_child() -> None:
     """Traps 2, 10, 12: no resource tracker, no child to wait for, nothing registered anywhere, in owner and worker."""
     source = """
@@ -227,8 +226,9 @@ print(numpy.frombuffer(block.buf, float, 5).sum())
 
 
 def test_the_guardian_outlives_nobody() -> None:
-    """Traps 33, 34: its owner is killed while a forked child of the owner lives: within a second all names are gone; with the
-    child goes the guardian.
+    """Traps 33, 34: its owner is killed while a forked child of the owner lives: within a second all names are gone.
+
+    With the child goes the guardian.
     """
     source = """
 import os, signal
