@@ -6,6 +6,7 @@ Owns: the life cycle of a block in this process and in the file system, and the 
     draft        none (or `t.`: see below)     `Draft`: reserved, filled    the kernel frees it; a sweep removes `t.`
     live         `n.NAME` or `a.ID`            `Draft.publish`: one link    named: lives on; anonymous: last one out, or sweep
     in flight    `h.ID.RANDOM` besides         `offer`: one more link       the link keeps it until it is claimed
+    kept         `h.ID.RANDOM.INODE` besides   `offer`, `keep` in `kept`    the link goes with the block that has the inode
     claimed      the link removed again        `attach` by that link        mapped before the link goes: never unheld between
     superseded   name moved to another block   `Draft.publish(replace)`     one rename: old or new, never neither
     deleted      name removed, then marked     `deletion`                   unmarked: stale handles find no name anyway
@@ -22,18 +23,20 @@ import os
 import weakref
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
-from shmarray import controls, exhaustion, reaper
+from shmarray import blockfiles, exhaustion, keeping, reaper
 from shmarray._format import control as layout
 from shmarray._format import header as form
+from shmarray._format import names
 from shmarray._format.handle import BlockKey
 from shmarray._os import flocks, segments, words
-from shmarray.errors import ArrayNotFoundError, CorruptBlockError
+from shmarray.errors import ArrayNotFoundError
 
 if TYPE_CHECKING:
     from shmarray.membership import Membership
 
 K = TypeVar("K")
-_TAIL = 2048  # one read fetches header and description of nearly every block
+KEEPS = "keeps"
+"""In the cache of a block: other blocks' handles lie in it."""
 
 
 class Block(NamedTuple):
@@ -50,11 +53,6 @@ class Block(NamedTuple):
     meta: bytes
     identity: tuple[int, int]
     cache: dict[str, object]
-
-
-def identity_of(info: os.stat_result) -> tuple[int, int]:
-    """Device and inode of a file."""
-    return info.st_dev, info.st_ino
 
 
 class _Watch(weakref.ref[segments.Segment]):
@@ -89,7 +87,9 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
         key = watch.block.key
         if _attached.get((key.store, key.block)) is watch:
             _attached.pop((key.store, key.block), None)  # a newer entry lost here is mapped again: time only
-        reaper.last_one_out(watch.block.path, key.uid)
+        block = watch.block
+        if reaper.last_one_out(block.path, key.uid) and KEEPS in block.cache:
+            reaper.drop_kept(block.member.control.directory, key.store_key, block.identity[1])
 
 
 def _tidy() -> None:
@@ -144,26 +144,11 @@ def known(store: int, number: int, name: str | None) -> segments.Segment | None:
     return segment
 
 
-def leads_to(path: str, identity: tuple[int, int]) -> bool:
-    """Say whether a name is that of the file with this device and inode."""
-    try:
-        return identity_of(segments.status_of(path)) == identity
-    except FileNotFoundError:
-        return False
-
-
 def attached(store: int) -> int:
     """How many blocks of that store this process maps."""
     return sum(
         (watch := _attached.get(key)) is not None and watch() is not None for key in list(_attached) if key[0] == store
     )
-
-
-def mark_deleted(fd: segments.Descriptor) -> None:
-    """Tell those who still map the block that handles to it are stale. A foreign or damaged file is left alone."""
-    size = segments.status(fd).st_size
-    if size >= form.SIZE and segments.read(fd, 8, size - form.SIZE) == form.MAGIC:
-        segments.write(fd, form.DELETED.to_bytes(8, "little"), form.state_offset(size))
 
 
 def _not_found(member: Membership, key: BlockKey, reason: str) -> ArrayNotFoundError:
@@ -194,7 +179,7 @@ def attach(member: Membership, key: BlockKey) -> segments.Segment:
         segment = _attach_new(member, key, claim)
     elif not is_live(segment):
         raise _not_found(member, key, "has been deleted or replaced")
-    if claim is not None:
+    if claim is not None and not (keeping.lending.active and names.keeper_of(key.claim_entry or "") is not None):
         # Only now: mapped first, so that at no moment the block is held by neither link nor lease.
         segments.unlink(claim)
     del hold
@@ -206,7 +191,7 @@ def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segment
     with exhaustion.explained(member.control.directory, 0):
         for candidate in (path,) if claim is None else (claim, path):
             try:
-                fd = open_block(candidate)
+                fd = blockfiles.open_block(candidate)
             except FileNotFoundError:
                 continue
             try:
@@ -225,7 +210,7 @@ def lookup(member: Membership, name: str) -> segments.Segment:
     segment = watch() if watch is not None else None
     if segment is not None:
         block: Block = segment.tag
-        if leads_to(block.path, block.identity) and is_live(segment):
+        if blockfiles.leads_to(block.path, block.identity) and is_live(segment):
             return segment
     key = BlockKey(member.key.uid, member.key.store, -1, name, None)
     path = member.block_prefix + key.entry
@@ -233,14 +218,16 @@ def lookup(member: Membership, name: str) -> segments.Segment:
     while True:
         with exhaustion.explained(member.control.directory, 0):
             try:
-                fd = open_block(path)
+                fd = blockfiles.open_block(path)
             except FileNotFoundError:
                 break
             try:
                 return _map_checked(member, key, fd, path)
             except ArrayNotFoundError:
                 # Replaced between opening and looking: the name leads to the next now. The one before stays open, so no inode recurs.
-                again = last is None or identity_of(segments.status(fd)) != identity_of(segments.status(last))
+                again = last is None or blockfiles.identity_of(segments.status(fd)) != blockfiles.identity_of(
+                    segments.status(last)
+                )
                 if last is not None:
                     last.close()
                 if not again:
@@ -256,23 +243,11 @@ def lookup(member: Membership, name: str) -> segments.Segment:
     raise _not_found(member, key, "is not there")
 
 
-def open_block(path: str) -> segments.Descriptor:
-    """Open a block; raises `CorruptBlockError` for what is no file or may not be opened."""
-    try:
-        return segments.open_existing(path)
-    except (PermissionError, IsADirectoryError) as error:
-        raise corrupt(path, os.strerror(error.errno or 0)) from None
-    except OSError as error:
-        if error.errno in controls.NOT_A_FILE:
-            raise corrupt(path, os.strerror(error.errno)) from None
-        raise
-
-
 def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, path: str) -> segments.Segment:
     """Take the lease, check every field, map. The order matters: after the lease nobody removes it as unheld."""
     flocks.share(fd)
     info = segments.status(fd)
-    head = _read_header(member, fd, info, path)
+    head = blockfiles.read_checked(member.key, fd, info, path)
     if key.block not in (-1, head.block):
         raise _not_found(member, key, "has been replaced")
     if info.st_nlink == 0 or head.state != form.LIVE:
@@ -280,46 +255,11 @@ def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, pat
     key = key._replace(block=head.block, claim=None)
     watch = _attached.get((key.store, key.block))
     segment = watch() if watch is not None else None
-    if segment is not None and segment.tag.identity == identity_of(info):
+    if segment is not None and segment.tag.identity == blockfiles.identity_of(info):
         return segment
     segment = segments.map_shared(fd, info.st_size)
-    return register(segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, identity_of(info), {}))
-
-
-def _read_header(member: Membership, fd: segments.Descriptor, info: os.stat_result, path: str) -> form.Header:
-    try:
-        if info.st_uid != member.key.uid:
-            message = f"it belongs to user {info.st_uid}, not {member.key.uid}"
-            raise form.DamagedError(message)
-        if not segments.is_regular(info) or info.st_size % form.PAGE or info.st_size < form.PAGE:
-            message = f"a file of {info.st_size} bytes is no block: it was truncated, or is not ours"
-            raise form.DamagedError(message)
-        head = read_header(fd, info.st_size)
-        if head.store != member.key.store:
-            message = "it belongs to another store"
-            raise form.DamagedError(message)
-    except form.DamagedError as error:
-        raise corrupt(path, str(error)) from None
-    return head
-
-
-def read_header(fd: segments.Descriptor, size: int) -> form.Header:
-    """Read and check the header of an open block of `size` bytes; raises `DamagedError`."""
-    length = min(size, _TAIL)
-    tail = segments.read(fd, length, size - length)
-    needed = form.meta_size(tail) + form.SIZE
-    if length < needed <= size:
-        tail = segments.read(fd, needed, size - needed)
-    return form.unpack(tail, size)
-
-
-def corrupt(path: str, reason: str) -> CorruptBlockError:
-    """Describe a file that cannot be attached, or be replaced."""
-    return CorruptBlockError(
-        f"{path} cannot be attached: {reason}",
-        remedy="Nothing was changed. `python -m shmarray doctor` shows what it is; delete the array to get rid of it.",
-        path=path,
-        reason=reason,
+    return register(
+        segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, blockfiles.identity_of(info), {})
     )
 
 
@@ -334,7 +274,7 @@ def offer(segment: segments.Segment) -> BlockKey:
         raise _not_found(block.member, block.key, "has been deleted or replaced")
     if block.key.name is not None:
         return block.key
-    key = block.key._replace(claim=os.urandom(6).hex())
+    key = block.key._replace(claim=os.urandom(6).hex() + keeping.destination.ending)
     claim = f"{block.member.block_prefix}{key.claim_entry}"
     try:
         with exhaustion.explained(block.member.control.directory, 0):
@@ -346,4 +286,6 @@ def offer(segment: segments.Segment) -> BlockKey:
     if words.load(hold, layout.STATE_AT) != layout.OPEN:
         segments.unlink(claim)
         raise block.member.closed_error()
+    if keeping.destination.ending:
+        keeping.destination.made.append(claim)
     return key

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import time
 from typing import TYPE_CHECKING
 
-from shmarray import blocks, contents, reaper
+from shmarray import blockfiles, blocks, contents, reaper
 from shmarray._format import control as layout
 from shmarray._format import header as form
 from shmarray._format import names
@@ -20,13 +21,15 @@ from shmarray.errors import ShmArrayError
 from shmarray.guardian import launch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from shmarray.membership import Membership
 
 
 _UNFINISHED = "a block that was never finished; its maker is gone"
 _UNHELD = "nobody holds it, and no handle to it is in flight"
+_STALE = "a handle in flight to a block that was deleted, or that lay in one"
+_PAUSES = (0.005, 0.02, 0.08, 0.15, 0.3, 0.45)  # seconds between looks at what may be about to go
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def _stored_name(path: str) -> str:
     """Read the name of a block from its description; raises `ValueError` if it is damaged."""
     fd = segments.open_existing(path, write=False)
     try:
-        head = blocks.read_header(fd, segments.status(fd).st_size)
+        head = blockfiles.read_header(fd, segments.status(fd).st_size)
     finally:
         fd.close()
     name = contents.decode(head.meta).name
@@ -134,16 +137,48 @@ def stats(member: Membership) -> StoreStats:
 def check(member: Membership, *, fix: bool) -> list[Problem]:
     """Look at every file of a store; with `fix`, remove what is provably dead."""
     hold = member.require_open()
-    problems = []
+    suspects: dict[str, tuple[str, str, int]] = {}
+    there = segments.inodes(member.control.directory, member.key.prefix)
     for kind, path in _entries(member):
         with contextlib.suppress(FileNotFoundError):
             # What is wrong only while others are at work on it is not wrong: ask again, and of the same file.
             before = segments.status_of(path).st_ino
-            reason = _objection(member, kind, path) and _objection(member, kind, path)
-            if reason is not None and segments.status_of(path).st_ino == before:
+            reason = _objection(member, kind, path, there) and _objection(member, kind, path)
+            if reason is not None:
+                suspects[path] = kind, reason, before
+    _acquit(member, suspects)
+    problems = []
+    for path, (kind, reason, before) in suspects.items():
+        with contextlib.suppress(FileNotFoundError):
+            if segments.status_of(path).st_ino == before:
                 problems.append(Problem(path, reason, fix and _remove_dead(member, kind, path, reason)))
     del hold
     return problems
+
+
+def _acquit(member: Membership, suspects: dict[str, tuple[str, str, int]]) -> None:
+    """Drop from the suspects those that are just being removed: this decides what is reported, never what is removed.
+
+    Between letting go of a block and removing it, its last holder may be kept from running. And a look takes the block's
+    exclusive lock for a moment; a holder that lets go just then finds it taken, and leaves the block to the guardian.
+    """
+    guarded = launch.guardian_of(member) is not None
+    pauses = _PAUSES if guarded else _PAUSES[:3]
+    for pause in pauses:
+        passing = [path for path, (_, reason, _) in suspects.items() if reason in (_UNHELD, _UNFINISHED, _STALE)]
+        if not passing:
+            return
+        if guarded:
+            member.open_control().close()  # its closing is what the guardian is told of: it sweeps
+        time.sleep(pause)
+        for path in passing:
+            kind, _, _ = suspects[path]
+            try:
+                acquitted = _objection(member, kind, path) is None
+            except FileNotFoundError:
+                acquitted = True
+            if acquitted:
+                del suspects[path]
 
 
 def _remove_dead(member: Membership, kind: str, path: str, reason: str) -> bool:
@@ -155,13 +190,13 @@ def _remove_dead(member: Membership, kind: str, path: str, reason: str) -> bool:
     return reaper.remove_if_unheld(path, member.key.uid, draft=reason == _UNFINISHED)
 
 
-def _objection(member: Membership, kind: str, path: str) -> str | None:
+def _objection(member: Membership, kind: str, path: str, there: Collection[int] = frozenset()) -> str | None:
     """Say what is wrong with a file of a store; None if nothing is."""
     if kind in (names.CONTROL, names.CLAIM):
         return None
     if kind.startswith(names.IN_FLIGHT):
-        stale = reaper.is_stale_claim(member.control.directory, member.key, kind)
-        return "a handle in flight to a block that was deleted" if stale else None
+        stale = reaper.is_stale_claim(member.control.directory, member.key, kind, there)
+        return _STALE if stale else None
     if not kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY)):
         return "no file of shmarray has such a name"
     try:
@@ -186,7 +221,7 @@ def _objection(member: Membership, kind: str, path: str) -> str | None:
 
 def _damage(member: Membership, kind: str, fd: segments.Descriptor, size: int) -> str | None:
     try:
-        head = blocks.read_header(fd, size)
+        head = blockfiles.read_header(fd, size)
         name = contents.decode(head.meta).name
     except (ValueError, TypeError, KeyError, IndexError, ShmArrayError) as error:
         return str(error)

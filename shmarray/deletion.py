@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from shmarray import blocks, reaper
+from shmarray import blockfiles, blocks, reaper
 from shmarray._format import control as layout
 from shmarray._format import header as form
 from shmarray._format import names
@@ -33,7 +33,7 @@ def delete(segment: segments.Segment) -> bool:
         if not blocks.is_live(segment):
             return False
         # A replacer may have died between moving the name and marking this block: the name is then another's.
-        removed = blocks.leads_to(block.path, block.identity) and segments.unlink(block.path)
+        removed = blockfiles.leads_to(block.path, block.identity) and segments.unlink(block.path)
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
     finally:
         lock.close()
@@ -48,7 +48,7 @@ def delete_name(member: Membership, name: str) -> bool:
     lock = member.exclusively(layout.CHANGE_MARK)
     try:
         try:
-            fd = blocks.open_block(path)
+            fd = blockfiles.open_block(path)
         except FileNotFoundError:
             return False
         except CorruptBlockError as error:
@@ -58,7 +58,7 @@ def delete_name(member: Membership, name: str) -> bool:
                 raise error from None
         try:
             segments.unlink(path)
-            blocks.mark_deleted(fd)
+            blockfiles.mark_deleted(fd)
         finally:
             fd.close()
     finally:
@@ -71,15 +71,20 @@ def has_name(member: Membership, name: str) -> bool:
     return segments.exists(member.block_prefix + names.NAMED + names.encode(name))
 
 
-def _drop_claims(member: Membership, kind: str) -> int:
+def _drop_claims(member: Membership, kind: str, *, kept: bool = True) -> int:
+    """Remove handles in flight; with `kept`, also those that lie in a queue or the like. Returns how many."""
     directory, prefix = os.path.split(member.block_prefix + kind)
-    return sum(segments.unlink(os.path.join(directory, entry)) for entry in segments.entries(directory, prefix))
+    return sum(
+        segments.unlink(os.path.join(directory, entry))
+        for entry in segments.entries(directory, prefix)
+        if kept or names.keeper_of(entry[len(member.key.prefix) :]) is None
+    )
 
 
 def release_unclaimed(member: Membership) -> int:
     """Remove every link in flight, then the anonymous blocks that nobody maps; returns how many links."""
     hold = member.require_open()
-    removed = _drop_claims(member, names.IN_FLIGHT)
+    removed = _drop_claims(member, names.IN_FLIGHT, kept=False)
     reaper.remove_unheld(member.control.directory, member.key)
     del hold
     return removed

@@ -12,7 +12,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Self
 
-from shmarray import blocks, exhaustion, reaper
+from shmarray import blockfiles, blocks, exhaustion, reaper
 from shmarray._format import control as layout
 from shmarray._format import guard, names
 from shmarray._format import header as form
@@ -118,7 +118,7 @@ class Draft:
                 segments.reserve(self.fd, self.nbytes, self.size - self.nbytes)
             segments.write(self.fd, data, offset)
             segment = segments.map_shared(self.fd, self.size)
-        identity = blocks.identity_of(segments.status(self.fd))
+        identity = blockfiles.identity_of(segments.status(self.fd))
         return blocks.register(
             segment, blocks.Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, {})
         )
@@ -172,9 +172,9 @@ class Draft:
                 try:
                     segments.replace(self.temporary, path)
                 except (IsADirectoryError, PermissionError) as error:
-                    raise blocks.corrupt(path, os.strerror(error.errno or 0)) from None
+                    raise blockfiles.corrupt(path, os.strerror(error.errno or 0)) from None
                 if old is not None:
-                    blocks.mark_deleted(old)
+                    blockfiles.mark_deleted(old)
             finally:
                 if old is not None:
                     old.close()

@@ -20,6 +20,7 @@ __all__ = [
     "GuardError",
     "GuardTimeoutError",
     "GuardianWarning",
+    "LostTaskError",
     "PoisonedError",
     "ShapeError",
     "ShmArrayError",
@@ -119,6 +120,10 @@ class GuardTimeoutError(ShmArrayError, TimeoutError):
 
 class GuardError(ShmArrayError, RuntimeError, ValueError, AssertionError):
     """A guard was entered twice by one thread, or left by one that does not hold it."""
+
+
+class LostTaskError(ShmArrayError, RuntimeError):
+    """Processes died with tasks of a queue that they had taken and not finished: waiting for those would be for ever."""
 
 
 class PoisonedError(ShmArrayError, RuntimeError):

@@ -63,6 +63,11 @@ class GuardWords:
         pid = self._poison.value
         return (pid, self._poisoned_at.value / 1e9) if pid else None
 
+    def spoil(self) -> None:
+        """With exclusive access, note that the data are not sound: whoever enters next puts them right, or is told."""
+        self._poisoned_at.value = self._since.value
+        self._poison.value = self._holder.value
+
     def heal(self) -> None:
         """Declare the data sound, with exclusive access."""
         self._poison.value = 0

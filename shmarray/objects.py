@@ -91,7 +91,7 @@ class SharedObject:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a handle."""
-        return _attach, (type(self), tuple(blocks.offer(_segment_of(self))))
+        return _attach, (type(self), tuple(blocks.offer(segment_of(self))))
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
@@ -102,12 +102,15 @@ class SharedObject:
     def _wait_change(self, index: int, seen: int, deadline: float | None) -> bool:
         """Sleep while the low half of word `index` is that of `seen`; returns after one slice at most, to look again.
 
-        False when the deadline (of `time.monotonic`) has passed. Signal handlers run between slices.
+        False when the deadline (of `time.monotonic`) has passed. Signal handlers run between slices. Raises `StoreClosedError` when
+        the store has ended: whoever could have changed the word may be gone, and nobody shall wait for ever.
         """
         left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
         if left <= 0:
             return False
         futexes.wait(self._address(index), seen & 0xFFFF_FFFF, left)
+        if self._words[index] == seen:
+            self._guard.member.require_open()
         return True
 
     def _wake(self, index: int, count: int = futexes.EVERYONE) -> None:
@@ -125,7 +128,8 @@ def seconds_to(deadline: float) -> float:
     return deadline - time.monotonic()
 
 
-def _segment_of(shared: SharedObject) -> segments.Segment:
+def segment_of(shared: SharedObject) -> segments.Segment:
+    """The mapped block of a shared object."""
     segment = contents.segment_of(shared._array)
     if segment is None:
         message = "a shared object lost its block"

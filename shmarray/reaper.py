@@ -5,6 +5,8 @@ Owns: every removal of a file of ours that its user did not ask for by name. The
     file                  may be removed by                    on the proof that
     anonymous block       the last to unmap it; a sweep        its exclusive lock is free (nobody maps it) and it has one
                                                                link (no handle is in flight)
+    handle in flight      a sweep                              the block it leads to was deleted; or the block in which it
+                                                               lies has no name any more (no file has its inode)
     name of a draft       a sweep                              its exclusive lock is free (its maker holds the lease)
     all blocks of a store its owner, closing it                the owner says so, after marking the store closed
                           the guardian                         the owner has ended (pidfd), after marking the store dead
@@ -20,16 +22,20 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format.header import DamagedError
 from shmarray._os import flocks, segments
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 _owed: deque[str] = deque()
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
+_DOTS_OF_KEPT = 6  # in the name of a handle that lies in another block: shmarray.UID.STORE.h.BLOCK.RANDOM.KEEPER
 _STAYS = (names.CONTROL, names.CLAIM)
 
 
@@ -78,16 +84,17 @@ def remove_if_unheld(path: str, uid: int, *, draft: bool = False) -> bool:
         fd.close()
 
 
-def last_one_out(path: str, uid: int) -> None:
-    """After this process unmapped an anonymous block: remove it if this was the last. Never raises.
+def last_one_out(path: str, uid: int) -> bool:
+    """After this process unmapped an anonymous block: remove it if this was the last, and say so. Never raises.
 
     Without a free descriptor the question stays open and is asked again by `settle`; the guardian asks it too.
     """
     try:
-        remove_if_unheld(path, uid)
+        return remove_if_unheld(path, uid)
     except OSError as error:
         if error.errno in _NO_DESCRIPTOR:
             _owed.append(f"{uid}:{path}")
+        return False
 
 
 def settle() -> None:
@@ -103,9 +110,15 @@ def settle() -> None:
 def remove_unheld(directory: str, key: names.StoreKey) -> int:
     """Remove what no process of a living store can reach any more; returns how many blocks."""
     removed = 0
-    for entry in segments.entries(directory, key.prefix):
+    found = segments.entries(directory, key.prefix)
+    there = (
+        segments.inodes(directory, key.prefix) if any(entry.count(".") == _DOTS_OF_KEPT for entry in found) else set()
+    )
+    # Handles first: they keep blocks, which may be what others lie in.
+    found.sort(key=lambda entry: not entry.startswith(names.IN_FLIGHT, len(key.prefix)))
+    for entry in found:
         kind = entry[len(key.prefix) :]
-        if is_stale_claim(directory, key, kind):
+        if is_stale_claim(directory, key, kind, there):
             segments.unlink(os.path.join(directory, entry))
         elif kind.startswith((names.ANONYMOUS, names.TEMPORARY)):
             draft = kind.startswith(names.TEMPORARY)
@@ -113,13 +126,31 @@ def remove_unheld(directory: str, key: names.StoreKey) -> int:
     return removed
 
 
-def is_stale_claim(directory: str, key: names.StoreKey, kind: str) -> bool:
-    """Say whether an entry is a handle in flight to a block that was deleted.
+def drop_kept(directory: str, key: names.StoreKey, inode: int) -> None:
+    """After the block with this inode was removed: remove the handles that lay in it, and the blocks only they kept. Never raises."""
+    ending = f".{inode:x}"
+    try:
+        for entry in segments.entries(directory, key.prefix + names.IN_FLIGHT):
+            if entry.endswith(ending) and names.keeper_of(entry[len(key.prefix) :]) == inode:
+                segments.unlink(os.path.join(directory, entry))
+                block = entry[len(key.prefix) + len(names.IN_FLIGHT) :].partition(".")[0]
+                last_one_out(os.path.join(directory, f"{key.prefix}{names.ANONYMOUS}{block}"), key.uid)
+    except OSError:
+        return  # the guardian finds them
 
-    The block's own name is older than any handle, and goes before them only when the block is deleted.
+
+def is_stale_claim(directory: str, key: names.StoreKey, kind: str, there: Collection[int] = frozenset()) -> bool:
+    """Say whether an entry is a handle in flight to a block that was deleted, or that lies in one that is gone.
+
+    The block's own name is older than any handle, and goes before them only when the block is deleted. The block in which a
+    handle lies is older than it too; where its inode is not among those `there`, a fresh look decides, in which whatever is
+    older than the handle must be seen. (An inode that was given to another file only makes the handle stay.)
     """
     if not kind.startswith(names.IN_FLIGHT):
         return False
+    keeper = names.keeper_of(kind)
+    if keeper is not None and keeper not in there and keeper not in segments.inodes(directory, key.prefix):
+        return True
     block = kind.removeprefix(names.IN_FLIGHT).partition(".")[0]
     return not segments.exists(os.path.join(directory, f"{key.prefix}{names.ANONYMOUS}{block}"))
 

@@ -1,6 +1,7 @@
 """The vocabulary of `multiprocessing`, as methods of a store.
 
-Owns: the factory methods `Lock`, `RLock`, `Semaphore`, `BoundedSemaphore`, `Event`, `Condition`, `Barrier`, `Value`, `Array`.
+Owns: the factory methods `Lock`, `RLock`, `Semaphore`, `BoundedSemaphore`, `Event`, `Condition`, `Barrier`, `Value`, `Array`,
+`Queue`, `JoinableQueue`, `SimpleQueue`, `LifoQueue`, `PriorityQueue`, `Pipe`.
 Must not know: how any of them works.
 
 Everything made here is freed with the store at the latest, travels through any queue or argument under every start method,
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shmarray import locks, objects, sync, values
+from shmarray import locks, objects, queues, sync, values
 from shmarray._format import names
 
 if TYPE_CHECKING:
@@ -78,6 +79,30 @@ class Vocabulary:
     ) -> values.Array:
         """Make an array of that many zeros, or of what an iterable gives; see `shmarray.values.Array`."""
         return values.Array.make(self._open(), typecode_or_type, size_or_initializer, lock, _checked(name))
+
+    def Queue(self, maxsize: int = 0, *, name: str | None = None) -> queues.Queue:  # noqa: N802  as in multiprocessing
+        """Make a queue of at most `maxsize` values, or without bound; see `shmarray.queues.Queue`."""
+        return queues.Queue.make(self._open(), maxsize, _checked(name))
+
+    def JoinableQueue(self, maxsize: int = 0, *, name: str | None = None) -> queues.JoinableQueue:  # noqa: N802
+        """Make a queue that counts what has been dealt with; see `shmarray.queues.JoinableQueue`."""
+        return queues.JoinableQueue.make(self._open(), maxsize, _checked(name))
+
+    def SimpleQueue(self, *, name: str | None = None) -> queues.SimpleQueue:  # noqa: N802  as in multiprocessing
+        """Make a queue with `put`, `get` and `empty` alone."""
+        return queues.SimpleQueue.make(self._open(), 0, _checked(name))
+
+    def LifoQueue(self, maxsize: int = 0, *, name: str | None = None) -> queues.LifoQueue:  # noqa: N802  as in queue
+        """Make a queue from which the value put last is taken first; see `shmarray.queues.LifoQueue`."""
+        return queues.LifoQueue.make(self._open(), maxsize, _checked(name))
+
+    def PriorityQueue(self, maxsize: int = 0, *, name: str | None = None) -> queues.PriorityQueue:  # noqa: N802
+        """Make a queue from which the least value is taken first; see `shmarray.queues.PriorityQueue`."""
+        return queues.PriorityQueue.make(self._open(), maxsize, _checked(name))
+
+    def Pipe(self, duplex: bool = True) -> tuple[queues.Connection, queues.Connection]:  # noqa: N802, FBT001, FBT002
+        """Make a pipe and give its two ends; without `duplex` the first only receives, the second only sends."""
+        return queues.pipe(self._open(), duplex=duplex)
 
 
 def _checked(name: str | None) -> str | None:

@@ -12,7 +12,10 @@ from shmarray._format.names import ANONYMOUS, IN_FLIGHT, NAMED, StoreKey, encode
 
 
 class BlockKey(NamedTuple):
-    """One block of one store; `name` is None for an anonymous one, `claim` is the random part of a link in flight."""
+    """One block of one store; `name` is None for an anonymous one.
+
+    `claim` is what the name of a link in flight ends with: something random, and where the handle lies if it is kept in a block.
+    """
 
     uid: int
     store: int

@@ -8,6 +8,8 @@ one store begin with `shmarray.UID.STORE.`, where STORE is its identity (16 hexa
     n.NAME         a named block
     a.BLOCK        an anonymous block, BLOCK is its identity
     h.BLOCK.RANDOM a handle in flight: a second link to an anonymous block
+    h.BLOCK.RANDOM.KEEPER
+                   a handle that lies in another block, KEEPER is the number of that file's inode (hexadecimal)
     t.RANDOM       a block being made (only with a capacity, or on file systems without unnamed files)
 
 `shmarray.UID.name.NAME` is a second link to the control file of a store that has a name.
@@ -114,6 +116,17 @@ def decode(text: str) -> str | None:
         message = f"{text!r} is not the spelling of a name"
         raise ValueError(message)
     return name
+
+
+def keeper_of(kind: str) -> int | None:
+    """Tell the inode of the block in which a handle lies; None if it is on its way, or `kind` is no handle."""
+    if not kind.startswith(IN_FLIGHT):
+        return None
+    _, _, keeper = kind.removeprefix(IN_FLIGHT).partition(".")[2].partition(".")
+    try:
+        return int(keeper, 16) if keeper else None
+    except ValueError:
+        return None
 
 
 def draft(key: StoreKey, token: str) -> str:

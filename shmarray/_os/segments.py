@@ -212,6 +212,12 @@ def entries(directory: str, prefix: str) -> list[str]:
     return [name for name in os.listdir(directory) if name.startswith(prefix)]
 
 
+def inodes(directory: str, prefix: str) -> set[int]:
+    """Give the inodes of all files in `directory` whose names start with `prefix`; the directory itself tells them."""
+    with os.scandir(directory) as found:
+        return {entry.inode() for entry in found if entry.name.startswith(prefix)}
+
+
 def map_shared(fd: Descriptor, size: int) -> Segment:
     """Map the first `size` bytes, readable and writable by all who map the file; the descriptor may be closed after."""
     if sys.version_info >= (3, 13):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from shmarray import blocks, contents
+from shmarray import blockfiles, contents
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import segments
@@ -115,7 +115,7 @@ class Reader:
         if kind.startswith(names.TEMPORARY):
             return {**facts, "state": "making", "kind": "draft"}
         try:
-            return facts | self._described(kind, blocks.read_header(fd, info.st_size))
+            return facts | self._described(kind, blockfiles.read_header(fd, info.st_size))
         except UNREADABLE as error:
             return {**facts, "state": "damaged", "reason": text(error)}
 

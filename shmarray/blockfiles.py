@@ -1,0 +1,90 @@
+"""The file of a block, before and besides being attached.
+
+Owns: opening it, reading and checking its header, marking it deleted, telling whether a name leads to it.
+Must not know: what this process has attached; what a description says.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from shmarray import controls
+from shmarray._format import header as form
+from shmarray._os import segments
+from shmarray.errors import CorruptBlockError
+
+if TYPE_CHECKING:
+    from shmarray._format.names import StoreKey
+
+_TAIL = 2048  # one read fetches header and description of nearly every block
+
+
+def identity_of(info: os.stat_result) -> tuple[int, int]:
+    """Device and inode of a file."""
+    return info.st_dev, info.st_ino
+
+
+def leads_to(path: str, identity: tuple[int, int]) -> bool:
+    """Say whether a name is that of the file with this device and inode."""
+    try:
+        return identity_of(segments.status_of(path)) == identity
+    except FileNotFoundError:
+        return False
+
+
+def mark_deleted(fd: segments.Descriptor) -> None:
+    """Tell those who still map the block that handles to it are stale. A foreign or damaged file is left alone."""
+    size = segments.status(fd).st_size
+    if size >= form.SIZE and segments.read(fd, 8, size - form.SIZE) == form.MAGIC:
+        segments.write(fd, form.DELETED.to_bytes(8, "little"), form.state_offset(size))
+
+
+def open_block(path: str) -> segments.Descriptor:
+    """Open a block; raises `CorruptBlockError` for what is no file or may not be opened."""
+    try:
+        return segments.open_existing(path)
+    except (PermissionError, IsADirectoryError) as error:
+        raise corrupt(path, os.strerror(error.errno or 0)) from None
+    except OSError as error:
+        if error.errno in controls.NOT_A_FILE:
+            raise corrupt(path, os.strerror(error.errno)) from None
+        raise
+
+
+def read_checked(key: StoreKey, fd: segments.Descriptor, info: os.stat_result, path: str) -> form.Header:
+    """Read the header of an open block of that store; raises `CorruptBlockError` for what is none."""
+    try:
+        if info.st_uid != key.uid:
+            message = f"it belongs to user {info.st_uid}, not {key.uid}"
+            raise form.DamagedError(message)
+        if not segments.is_regular(info) or info.st_size % form.PAGE or info.st_size < form.PAGE:
+            message = f"a file of {info.st_size} bytes is no block: it was truncated, or is not ours"
+            raise form.DamagedError(message)
+        head = read_header(fd, info.st_size)
+        if head.store != key.store:
+            message = "it belongs to another store"
+            raise form.DamagedError(message)
+    except form.DamagedError as error:
+        raise corrupt(path, str(error)) from None
+    return head
+
+
+def read_header(fd: segments.Descriptor, size: int) -> form.Header:
+    """Read and check the header of an open block of `size` bytes; raises `DamagedError`."""
+    length = min(size, _TAIL)
+    tail = segments.read(fd, length, size - length)
+    needed = form.meta_size(tail) + form.SIZE
+    if length < needed <= size:
+        tail = segments.read(fd, needed, size - needed)
+    return form.unpack(tail, size)
+
+
+def corrupt(path: str, reason: str) -> CorruptBlockError:
+    """Describe a file that cannot be attached, or be replaced."""
+    return CorruptBlockError(
+        f"{path} cannot be attached: {reason}",
+        remedy="Nothing was changed. `python -m shmarray doctor` shows what it is; delete the array to get rid of it.",
+        path=path,
+        reason=reason,
+    )

@@ -1,0 +1,219 @@
+"""Shared objects that keep others: what is put into a queue, a dict, a list.
+
+Owns: *arenas*, blocks that hold the records of such an object and are replaced by a larger one when they are full; *parcels*, values
+as bytes, the large ones in a block of their own; how all of these live exactly as long as the object does.
+Must not know: in which order records are taken.
+
+Whatever an object keeps hangs on a link whose name ends with the inode of the object's own file (`keeping`): when that file has
+gone, by whatever death, whoever sees it removes the link (`reaper.drop_kept`, or a sweep). Nothing else has to be written down.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pickle
+import struct
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+
+import numpy as np
+
+from shmarray import blocks, contents, keeping, objects
+from shmarray._format import layouts, names
+from shmarray._format.handle import BlockKey
+from shmarray._os import late, segments
+from shmarray.guards import SLICE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shmarray.membership import Membership
+
+PLAIN, ELSEWHERE = 0, 1
+"""Kinds of parcels: the bytes themselves; where they are."""
+_LARGE = 32 << 10  # bytes that get a block of their own
+_BYTES = np.dtype(np.uint8)
+_ALL = (1 << 64) - 1
+_WHERE = struct.Struct("<QQ")
+_ROOM, _THING = "room", "keep"
+
+
+class Parcel(NamedTuple):
+    """A value as bytes, and the links on which what it refers to hangs."""
+
+    kind: int
+    data: bytes | memoryview
+    links: list[str]
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle; what only `multiprocessing` can pickle, such as a socket or a connection, its way."""
+    try:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except (TypeError, pickle.PicklingError, AttributeError):
+        pickler: Any = late.load("multiprocessing.reduction").ForkingPickler
+        return bytes(pickler.dumps(value, pickle.HIGHEST_PROTOCOL))
+
+
+class Mendable(Protocol):
+    """Records in an order."""
+
+    @property
+    def arena_number(self) -> int:
+        """Number of the arena they lie in; 0 if there is none."""
+
+    def mend(self) -> None:
+        """With the guard held: make the words agree with the records, after a death at any line."""
+
+
+class Arena:
+    """The block in which the records of an object lie: eight words, then `size` bytes of room."""
+
+    HEAD = 64
+    __slots__ = ("memory", "number", "segment", "size", "words")
+
+    def __init__(self, segment: segments.Segment) -> None:
+        """Stand for an attached arena."""
+        self.segment = segment
+        self.number: int = segment.tag.key.block
+        self.size = segment.tag.nbytes - self.HEAD
+        self.memory = memoryview(segment)  # an export: the words lie in what it keeps mapped
+        self.words = (ctypes.c_int64 * (self.HEAD // 8)).from_address(segments.address_of(segment))
+
+
+class Keeper(objects.SharedObject):
+    """What keeps: one shared object, as those see it who keep something in it. Everything happens with its guard held."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, shared: objects.SharedObject) -> Self:
+        """Keep things in the block of that object. Refers to the block and not to the object, so there is no cycle."""
+        return cls._over(objects.segment_of(shared))
+
+    def _attached(self) -> None:
+        self._segment.tag.cache[blocks.KEEPS] = True
+
+    @property
+    def _segment(self) -> segments.Segment:
+        return objects.segment_of(self)
+
+    @property
+    def _member(self) -> Membership:
+        member: Membership = self._segment.tag.member
+        return member
+
+    # -- the guard -----------------------------------------------------------------------------------------------------
+
+    def enter(self, shelves: Sequence[Mendable], deadline: float | None = None) -> bool:
+        """Take the guard and, if its last holder did not come to the end of what it did, mend `shelves`; false at the deadline."""
+        left = None if deadline is None else max(SLICE, deadline - time.monotonic())
+        if not self._guard.acquire(self._array, left):
+            return False
+        try:
+            if self._guard.poison() is not None:
+                for shelf in shelves:
+                    shelf.mend()
+                self._drop_other_arenas({shelf.arena_number for shelf in shelves})
+                self._guard.heal()
+        except BaseException:
+            self._guard.release()
+            raise
+        return True
+
+    def spoil(self) -> None:
+        """With the guard held, on the way out with an error: whoever enters next mends."""
+        self._guard.spoil()
+
+    def leave(self) -> None:
+        """Let the guard go."""
+        self._guard.release()
+
+    # -- what is kept --------------------------------------------------------------------------------------------------
+
+    def _link(self, number: int, what: str) -> str:
+        """Path of the link on which a block hangs that this object keeps."""
+        block = self._segment.tag
+        key = block.key._replace(block=number & _ALL, name=None, claim=f"{what}.{block.identity[1]:x}")
+        return f"{block.member.block_prefix}{key.claim_entry}"
+
+    def _keep(self, segment: segments.Segment, what: str) -> str:
+        link = self._link(segment.tag.key.block, what)
+        segments.link(segment.tag.path, link)
+        return link
+
+    def make_arena(self, size: int) -> Arena:
+        """Make an arena of `size` bytes, all zero. Raises `StoreFullError`, `StoreClosedError`."""
+        total = size + Arena.HEAD
+        leaf = (_BYTES, layouts.Layout((total,), None, total))
+        segment = contents.create(self._member, None, [leaf], kind="Arena")
+        self._keep(segment, _ROOM)
+        return Arena(segment)
+
+    def find_arena(self, number: int) -> Arena:
+        """Attach the arena of that number."""
+        return Arena(self._find(number))
+
+    def drop_arena(self, number: int) -> None:
+        """Keep an arena no more; it goes when nobody maps it."""
+        segments.unlink(self._link(number, _ROOM))
+
+    def _drop_other_arenas(self, numbers: set[int]) -> None:
+        """After a death while an arena was being replaced: keep only these. Arenas are made and found with the guard held."""
+        directory, prefix = self._member.control.directory, self._member.key.prefix + names.IN_FLIGHT
+        ending = f".{_ROOM}.{self._segment.tag.identity[1]:x}"
+        for entry in segments.entries(directory, prefix):
+            number = entry.removeprefix(prefix).removesuffix(ending)
+            if entry.endswith(ending) and int(number, 16) not in {number & _ALL for number in numbers}:
+                self.drop_arena(int(number, 16))
+
+    def _find(self, number: int) -> segments.Segment:
+        """Attach a block that this object keeps. Raises `ArrayNotFoundError` when the object itself was deleted."""
+        key = BlockKey(self._member.key.uid, self._member.key.store, number & _ALL, None, None)
+        return blocks.attach(self._member, key)
+
+    def pack(self, value: Any) -> Parcel:
+        """Make a parcel of a value; arrays of a store go as handles, which it then keeps. Raises what pickling raises."""
+        with keeping.kept_in(self._segment.tag.identity[1]) as links:
+            data = dumps(value)
+            return self.pack_bytes(data, links)
+
+    def pack_bytes(self, data: bytes | memoryview, links: list[str] | None = None) -> Parcel:
+        """Make a parcel of bytes."""
+        links = [] if links is None else links
+        if len(data) <= _LARGE:
+            return Parcel(PLAIN, data, links)
+        leaf = (_BYTES, layouts.Layout((len(data),), None, len(data)))
+        source = np.frombuffer(data, np.uint8)
+        segment = contents.create(self._member, None, [leaf], sources=[source], kind="Parcel")
+        links.append(self._keep(segment, _THING))
+        return Parcel(ELSEWHERE, _WHERE.pack(segment.tag.key.block, len(data)), links)
+
+    def unpack(self, kind: int, data: bytes) -> Any:
+        """Give the value of a parcel that was taken out: what it refers to is the receiver's now."""
+        return pickle.loads(data if kind == PLAIN else self._claim(data))  # noqa: S301  of this user's own processes, as in multiprocessing
+
+    def unpack_bytes(self, kind: int, data: bytes) -> bytes:
+        """Give the bytes of a parcel that was taken out."""
+        return data if kind == PLAIN else bytes(self._claim(data))
+
+    def _claim(self, data: bytes) -> memoryview:
+        """Map the block of a large parcel, which is kept no more."""
+        number, size = _WHERE.unpack(data)
+        segment = self._find(number)
+        segments.unlink(self._link(number, _THING))
+        return memoryview(segment)[:size]
+
+    def show(self, kind: int, data: bytes) -> Any:
+        """Give the value of a parcel that stays where it is."""
+        with keeping.lent():
+            if kind == PLAIN:
+                return pickle.loads(data)  # noqa: S301  as above
+            number, size = _WHERE.unpack(data)
+            return pickle.loads(memoryview(self._find(number))[:size])  # noqa: S301  as above
+
+
+def give_back(parcel: Parcel) -> None:
+    """Take back a parcel that found no place."""
+    for link in parcel.links:
+        segments.unlink(link)

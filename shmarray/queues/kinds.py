@@ -1,0 +1,293 @@
+"""Queues, as users see them.
+
+Owns: `Queue`, `JoinableQueue`, `SimpleQueue`, `LifoQueue`, `PriorityQueue`: who waits and who is woken.
+Must not know: how records lie in memory (`shelves`, `heaps`).
+
+No thread feeds anything: when `put` returns, the value is in shared memory, and it survives the death of whoever put it. A
+value is there or not by a single store; one that was taken is the receiver's, and lost with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from shmarray import keepers, objects
+from shmarray._format import control
+from shmarray.errors import LostTaskError
+from shmarray.queues import heaps, lines, shelves
+from shmarray.sync import rolls
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shmarray.membership import Membership
+
+_MAXSIZE, _JOINERS, _DONE_TURN, _DONE = range(lines.WORDS, lines.WORDS + 4)
+_FIRST = lines.WORDS + 4
+
+
+class _Base(rolls.Roll):
+    """What all queues have in common."""
+
+    __slots__ = ("_closed", "_keeper", "_line", "_shelf")
+    _first = _FIRST
+    _order: ClassVar[type[shelves.Shelf]] = shelves.Ring
+    _counts_tasks: ClassVar[bool] = False
+
+    @classmethod
+    def make(cls, member: Membership, maxsize: int = 0, name: str | None = None) -> Self:
+        """Make a queue of at most `maxsize` values; without bound if that is zero or less."""
+
+        def fill(memory: np.ndarray[Any, Any]) -> None:
+            memory[_MAXSIZE] = max(0, maxsize)
+
+        return cls._create(member, _FIRST + (control.SLOTS if cls._counts_tasks else 0), name, fill)
+
+    def _attached(self) -> None:
+        super()._attached()
+        self._keeper = keepers.Keeper.of(self)
+        self._shelf = self._order(self._keeper, 0)
+        self._line = lines.Line(self._keeper, self._shelf, 0, (self._shelf,))
+        self._closed = False
+
+    # -- putting and getting -------------------------------------------------------------------------------------------
+
+    def _put(self, value: Any, deadline: float | None) -> None:
+        self._require_open()
+        parcel = self._keeper.pack(value)
+        try:
+            self._line.put(parcel, deadline, self._is_full)
+        except BaseException:
+            keepers.give_back(parcel)
+            raise
+
+    def _get(self, deadline: float | None) -> Any:
+        self._require_open()
+        return self._keeper.unpack(*self._line.get(deadline, self._taken))
+
+    def _is_full(self) -> bool:
+        maxsize = self._words[_MAXSIZE]
+        return bool(maxsize) and len(self._shelf) >= maxsize
+
+    def _taken(self) -> None:
+        """With the guard held: a value has been taken."""
+
+    # -- what all say --------------------------------------------------------------------------------------------------
+
+    def empty(self) -> bool:
+        """Whether there is no value now; another process may put one at any moment."""
+        return not len(self._shelf)
+
+    def close(self) -> None:
+        """Use the queue no more in this process, by this object: `put` and `get` raise `ValueError`. Others go on."""
+        self._closed = True
+
+    def _require_open(self) -> None:
+        if self._closed:
+            message = f"{type(self).__name__} is closed"
+            raise ValueError(message)
+
+    def __repr__(self) -> str:
+        """Show how many values there are."""
+        return f"<{type(self).__name__} of {len(self._shelf)}>"
+
+
+class SimpleQueue(_Base):
+    """A `multiprocessing.SimpleQueue` that travels through any queue, survives its users, and passes arrays as handles.
+
+    >>> import shmarray as sa
+    >>> with sa.Store() as store:
+    ...     queue = store.SimpleQueue()
+    ...     queue.put("hello")
+    ...     print(queue.get(), queue.empty())
+    hello True
+    """
+
+    __slots__ = ()
+    _kind = "SimpleQueue"
+
+    def put(self, item: Any) -> None:
+        """Put a value. Raises what pickling raises, `StoreFullError`, `StoreClosedError`."""
+        self._put(item, None)
+
+    def get(self) -> Any:
+        """Take the oldest value; waits for one."""
+        return self._get(None)
+
+
+class Queue(_Base):
+    """A `multiprocessing.Queue`: of values that can be pickled, `maxsize` of them or without bound; arrays go as handles.
+
+    Travels through any queue or argument. A value is in shared memory when `put` returns: it is there for others at once, in order,
+    and survives the process that put it. Raises `queue.Full` and `queue.Empty` as the standard one does.
+
+    >>> import shmarray as sa
+    >>> with sa.Store() as store:
+    ...     queue = store.Queue(maxsize=2)
+    ...     queue.put(store.zeros(3))
+    ...     queue.put("second")
+    ...     print(queue.full(), queue.get(), queue.get(), queue.qsize())
+    True [0. 0. 0.] second 0
+    """
+
+    __slots__ = ()
+    _kind = "Queue"
+
+    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: FBT001, FBT002  as in multiprocessing
+        """Put a value; `queue.Full` if there is no room at once (`block=False`) or for `timeout` seconds.
+
+        Raises also what pickling raises, `StoreFullError`, `StoreClosedError`; then nothing was put.
+        """
+        self._put(obj, objects.deadline_of(timeout if block else 0))
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002  as in multiprocessing
+        """Take the next value; `queue.Empty` if there is none at once (`block=False`) or for `timeout` seconds."""
+        return self._get(objects.deadline_of(timeout if block else 0))
+
+    def put_nowait(self, obj: Any) -> None:
+        """`put(obj, block=False)`."""
+        self.put(obj, block=False)
+
+    def get_nowait(self) -> Any:
+        """`get(block=False)`."""
+        return self.get(block=False)
+
+    def qsize(self) -> int:
+        """How many values there are now."""
+        return len(self._shelf)
+
+    def full(self) -> bool:
+        """Whether there are `maxsize` values now."""
+        return self._is_full()
+
+    def join_thread(self) -> None:
+        """Do nothing: there is no thread; values are in the queue when `put` returns."""
+
+    def cancel_join_thread(self) -> None:
+        """Do nothing: there is no thread to wait for at exit."""
+
+
+class JoinableQueue(Queue):
+    """A `multiprocessing.JoinableQueue`: a `Queue` that counts which values have been dealt with.
+
+    Where the standard one would wait for ever for the tasks of a process that was killed, `join` raises `LostTaskError`.
+
+    >>> import shmarray as sa
+    >>> with sa.Store() as store:
+    ...     queue = store.JoinableQueue()
+    ...     queue.put(1)
+    ...     queue.get()
+    ...     queue.task_done()
+    ...     queue.join()
+    1
+    """
+
+    __slots__ = ()
+    _kind = "JoinableQueue"
+    _counts_tasks = True
+
+    def _taken(self) -> None:
+        self._note_tasks(1)
+
+    def _note_tasks(self, change: int) -> None:
+        """With the guard held: note that this process has so many tasks more at work."""
+        me = self.me()
+        if me is not None:
+            self._words[me[0]] = me[1] | max(0, self.entry_of(*me) + change)
+
+    def task_done(self) -> None:
+        """Say that one value that was taken has been dealt with; `ValueError` if that is said more often than values were put."""
+        self._keeper.enter((self._shelf,))
+        try:
+            done = self._words[_DONE] < self._shelf.put_so_far
+            if done:
+                self._words[_DONE] += 1
+                self._note_tasks(-1)
+                self._words[_DONE_TURN] += 1
+        finally:
+            self._keeper.leave()
+        if not done:
+            message = "task_done() called too many times"
+            raise ValueError(message)
+        if self._words[_JOINERS]:
+            self._wake(_DONE_TURN)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until all values that were put have been dealt with; false after `timeout` seconds.
+
+        Raises `LostTaskError` when processes were killed that had taken values: once for each loss, then they count as dealt with.
+        """
+        deadline = objects.deadline_of(timeout)
+        self._keeper.enter((self._shelf,))
+        self._words[_JOINERS] += 1
+        self._keeper.leave()
+        try:
+            while True:
+                seen = self._words[_DONE_TURN]
+                if self._words[_DONE] >= self._shelf.put_so_far:
+                    return True
+                in_time = self._wait_change(_DONE_TURN, seen, deadline)
+                self._give_up_lost()
+                if not in_time:
+                    return False
+        finally:
+            self._keeper.enter((self._shelf,))
+            self._words[_JOINERS] = max(0, self._words[_JOINERS] - 1)
+            self._keeper.leave()
+
+    def _give_up_lost(self) -> None:
+        """Raise if processes have died with tasks at work."""
+        if not self.dead():
+            return
+        self._keeper.enter((self._shelf,))
+        try:
+            lost = 0
+            for index, tasks in self.dead():
+                lost += tasks
+                self._words[index] = 0
+                self._words[_DONE] = min(self._shelf.put_so_far, self._words[_DONE] + tasks)
+        finally:
+            self._keeper.leave()
+        if lost:
+            raise LostTaskError(
+                f"{lost} of the values taken from {self.name or 'this queue'} are lost: who had taken them was killed",
+                remedy="Put them again, and join again; they count as dealt with.",
+                name=self.name,
+                count=lost,
+            )
+
+
+class LifoQueue(JoinableQueue):
+    """A `queue.LifoQueue` across processes: `get` takes the value that was put last.
+
+    >>> import shmarray as sa
+    >>> with sa.Store() as store:
+    ...     stack = store.LifoQueue()
+    ...     stack.put("a")
+    ...     stack.put("b")
+    ...     print(stack.get())
+    b
+    """
+
+    __slots__ = ()
+    _kind = "LifoQueue"
+    _order = shelves.Stack
+
+
+class PriorityQueue(JoinableQueue):
+    """A `queue.PriorityQueue` across processes: `get` takes the least value; usually tuples `(priority, value)`.
+
+    Values are compared by whoever puts or gets, which loads them for it: a few microseconds for each comparison.
+
+    >>> import shmarray as sa
+    >>> with sa.Store() as store:
+    ...     queue = store.PriorityQueue()
+    ...     queue.put((2, "later"))
+    ...     queue.put((1, "first"))
+    ...     print(queue.get())
+    (1, 'first')
+    """
+
+    __slots__ = ()
+    _kind = "PriorityQueue"
+    _order = heaps.Heap
