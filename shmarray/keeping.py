@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from shmarray._os import segments
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 class Destination(threading.local):
     """Where the handles go that this thread makes: `ending` of their names, and the links that were `made` for them."""
 
-    ending = ""
-    made: ClassVar[list[str]] = []
+    def __init__(self) -> None:
+        """Begin, in each thread, with handles that go on their way."""
+        self.ending = ""
+        self.made: list[str] = []
 
 
 class Lending(threading.local):

@@ -34,7 +34,7 @@ class _Note(NamedTuple):
     """What is to become of the heap: new entries, how many entries, where records end, and whose record leaves (0: none, else place)."""
 
     changes: list[tuple[int, int]]
-    count: int
+    length: int
     end: int
     leaves: int
 
@@ -111,7 +111,7 @@ class Heap(shelves.Shelf):
         for index, change in enumerate(note.changes):
             _CHANGE.pack_into(arena.memory, arena.HEAD + _CHANGE.size * index, *change)
         words = arena.words
-        words[_NEW_COUNT], words[_NEW_END], words[_LEAVES] = note.count, note.end, note.leaves
+        words[_NEW_COUNT], words[_NEW_END], words[_LEAVES] = note.length, note.end, note.leaves
         words[_NOTED] = len(note.changes) + 1
         self._carry_out(arena)
 

@@ -19,7 +19,6 @@ from shmarray._os import segments
 from shmarray.queues import lines, shelves
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
     from types import TracebackType
 
     from shmarray.membership import Membership
@@ -185,7 +184,7 @@ class Connection:
             return True
         return self._is_alone()
 
-    def send_bytes(self, buf: Buffer, offset: int = 0, size: int | None = None) -> None:
+    def send_bytes(self, buf: bytes | bytearray | memoryview, offset: int = 0, size: int | None = None) -> None:
         """Send bytes, from `offset` on, `size` of them; `ValueError` if there are not so many."""
         pipe, line = self._side(reads=False)
         view = memoryview(buf).cast("B")
@@ -210,7 +209,7 @@ class Connection:
             raise OSError(message)
         return found
 
-    def recv_bytes_into(self, buf: Buffer, offset: int = 0) -> int:
+    def recv_bytes_into(self, buf: bytes | bytearray | memoryview, offset: int = 0) -> int:
         """Receive the bytes of the next message into a buffer; returns how many. `BufferTooShort` carries what did not fit."""
         target = memoryview(buf).cast("B")
         if not 0 <= offset <= len(target):
