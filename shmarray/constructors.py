@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from shmarray import arrays, contents, trees
+from shmarray import arrays, contents, references, trees
 from shmarray._format import layouts, names
 
 if TYPE_CHECKING:
@@ -175,6 +175,8 @@ class Constructors:
 
     def _put(self, value: Any, name: str | None, *, replace: bool) -> Any:
         member = self._open()
+        if references.is_shared_object(value):
+            return references.put(member, value, name, replace=replace)
         if trees.is_tree(value):
             return trees.put(member, value, name, replace=replace)
         return arrays.put(member, value, name, replace=replace)

@@ -11,14 +11,16 @@ gone, by whatever death, whoever sees it removes the link (`reaper.drop_kept`, o
 from __future__ import annotations
 
 import ctypes
+import os
 import pickle
 import struct
+import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
-from shmarray import blocks, contents, keeping, objects
+from shmarray import blocks, contents, keeping, objects, reaper
 from shmarray._format import layouts, names
 from shmarray._format.handle import BlockKey
 from shmarray._os import late, segments
@@ -55,6 +57,11 @@ def dumps(value: Any) -> bytes:
         return bytes(pickler.dumps(value, pickle.HIGHEST_PROTOCOL))
 
 
+def signed(number: int) -> int:
+    """Write the number of a block as a signed word."""
+    return number - (number >> 63 << 64)
+
+
 class Mendable(Protocol):
     """Records in an order."""
 
@@ -84,7 +91,7 @@ class Arena:
 class Keeper(objects.SharedObject):
     """What keeps: one shared object, as those see it who keep something in it. Everything happens with its guard held."""
 
-    __slots__ = ()
+    __slots__ = ("_outer",)
 
     @classmethod
     def of(cls, shared: objects.SharedObject) -> Self:
@@ -92,6 +99,7 @@ class Keeper(objects.SharedObject):
         return cls._over(objects.segment_of(shared))
 
     def _attached(self) -> None:
+        self._outer = 0
         self._segment.tag.cache[blocks.KEEPS] = True
 
     @property
@@ -108,7 +116,11 @@ class Keeper(objects.SharedObject):
     def enter(self, shelves: Sequence[Mendable], deadline: float | None = None) -> bool:
         """Take the guard and, if its last holder did not come to the end of what it did, mend `shelves`; false at the deadline."""
         left = None if deadline is None else max(SLICE, deadline - time.monotonic())
-        if not self._guard.acquire(self._array, left):
+        guard = self._guard
+        if guard.depth and guard.owner == threading.get_ident():
+            # Inside `with get_lock()`. The depth is put away, so that nothing gets in here a second time, such as a finalizer.
+            self._outer, guard.depth = guard.depth, 0
+        elif not guard.acquire(self._array, left):
             return False
         try:
             if self._guard.poison() is not None:
@@ -117,7 +129,7 @@ class Keeper(objects.SharedObject):
                 self._drop_other_arenas({shelf.arena_number for shelf in shelves})
                 self._guard.heal()
         except BaseException:
-            self._guard.release()
+            self.leave()
             raise
         return True
 
@@ -126,8 +138,11 @@ class Keeper(objects.SharedObject):
         self._guard.spoil()
 
     def leave(self) -> None:
-        """Let the guard go."""
-        self._guard.release()
+        """Let the guard go, or go back to who had it."""
+        if self._outer:
+            self._guard.depth, self._outer = self._outer, 0
+        else:
+            self._guard.release()
 
     # -- what is kept --------------------------------------------------------------------------------------------------
 
@@ -193,6 +208,20 @@ class Keeper(objects.SharedObject):
         """Give the value of a parcel that was taken out: what it refers to is the receiver's now."""
         return pickle.loads(data if kind == PLAIN else self._claim(data))  # noqa: S301  of this user's own processes, as in multiprocessing
 
+    @property
+    def prefix(self) -> str:
+        """What the paths of all files of the store's blocks begin with."""
+        return self._member.block_prefix
+
+    def give_back(self, parcel: Parcel) -> None:
+        """Take back a parcel that found no place."""
+        for link in parcel.links:
+            self.release(link)
+
+    def release(self, link: str) -> None:
+        """Keep no more what hangs on that link; it goes when nobody has it."""
+        reaper.release_claim(self._member.control.directory, self._member.key, os.path.basename(link))
+
     def unpack_bytes(self, kind: int, data: bytes) -> bytes:
         """Give the bytes of a parcel that was taken out."""
         return data if kind == PLAIN else bytes(self._claim(data))
@@ -211,9 +240,3 @@ class Keeper(objects.SharedObject):
                 return pickle.loads(data)  # noqa: S301  as above
             number, size = _WHERE.unpack(data)
             return pickle.loads(memoryview(self._find(number))[:size])  # noqa: S301  as above
-
-
-def give_back(parcel: Parcel) -> None:
-    """Take back a parcel that found no place."""
-    for link in parcel.links:
-        segments.unlink(link)

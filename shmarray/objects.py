@@ -155,6 +155,11 @@ def _check_kind(segment: segments.Segment, kind: str) -> None:
         )
 
 
+def add_kind(kind: str, opener: Callable[[segments.Segment], Any]) -> None:
+    """Say how to open what a block of that kind holds."""
+    _KINDS[kind] = opener
+
+
 def open_segment(segment: segments.Segment) -> Any:
     """Give what a block holds: an array, a tree, or a shared object."""
     kind = contents.describe(segment).kind

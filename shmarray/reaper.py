@@ -110,20 +110,29 @@ def settle() -> None:
 def remove_unheld(directory: str, key: names.StoreKey) -> int:
     """Remove what no process of a living store can reach any more; returns how many blocks."""
     removed = 0
-    found = segments.entries(directory, key.prefix)
-    there = (
-        segments.inodes(directory, key.prefix) if any(entry.count(".") == _DOTS_OF_KEPT for entry in found) else set()
-    )
-    # Handles first: they keep blocks, which may be what others lie in.
-    found.sort(key=lambda entry: not entry.startswith(names.IN_FLIGHT, len(key.prefix)))
-    for entry in found:
-        kind = entry[len(key.prefix) :]
-        if is_stale_claim(directory, key, kind, there):
-            segments.unlink(os.path.join(directory, entry))
-        elif kind.startswith((names.ANONYMOUS, names.TEMPORARY)):
-            draft = kind.startswith(names.TEMPORARY)
-            removed += remove_if_unheld(os.path.join(directory, entry), key.uid, draft=draft)
-    return removed
+    while True:
+        found = segments.entries(directory, key.prefix)
+        kept = any(entry.count(".") == _DOTS_OF_KEPT for entry in found)
+        there = segments.inodes(directory, key.prefix) if kept else set()
+        gone = 0
+        # Handles first: they keep blocks.
+        for entry in sorted(found, key=lambda entry: not entry.startswith(names.IN_FLIGHT, len(key.prefix))):
+            kind, path = entry[len(key.prefix) :], os.path.join(directory, entry)
+            if is_stale_claim(directory, key, kind, there):
+                segments.unlink(path)
+            elif kind.startswith((names.ANONYMOUS, names.TEMPORARY)):
+                gone += remove_if_unheld(path, key.uid, draft=kind.startswith(names.TEMPORARY))
+        removed += gone
+        # What has gone may have been what handles lay in, which kept others.
+        if not (gone and kept):
+            return removed
+
+
+def release_claim(directory: str, key: names.StoreKey, entry: str) -> None:
+    """Remove a handle in flight, and the block if nobody else has it."""
+    segments.unlink(os.path.join(directory, entry))
+    block = entry[len(key.prefix) + len(names.IN_FLIGHT) :].partition(".")[0]
+    last_one_out(os.path.join(directory, f"{key.prefix}{names.ANONYMOUS}{block}"), key.uid)
 
 
 def drop_kept(directory: str, key: names.StoreKey, inode: int) -> None:
@@ -132,9 +141,7 @@ def drop_kept(directory: str, key: names.StoreKey, inode: int) -> None:
     try:
         for entry in segments.entries(directory, key.prefix + names.IN_FLIGHT):
             if entry.endswith(ending) and names.keeper_of(entry[len(key.prefix) :]) == inode:
-                segments.unlink(os.path.join(directory, entry))
-                block = entry[len(key.prefix) + len(names.IN_FLIGHT) :].partition(".")[0]
-                last_one_out(os.path.join(directory, f"{key.prefix}{names.ANONYMOUS}{block}"), key.uid)
+                release_claim(directory, key, entry)
     except OSError:
         return  # the guardian finds them
 

@@ -1,7 +1,8 @@
 """The vocabulary of `multiprocessing`, as methods of a store.
 
 Owns: the factory methods `Lock`, `RLock`, `Semaphore`, `BoundedSemaphore`, `Event`, `Condition`, `Barrier`, `Value`, `Array`,
-`Queue`, `JoinableQueue`, `SimpleQueue`, `LifoQueue`, `PriorityQueue`, `Pipe`.
+`Queue`, `JoinableQueue`, `SimpleQueue`, `LifoQueue`, `PriorityQueue`, `Pipe`,
+`SharedMemory`, `ShareableList`, `dict`, `list`, `Namespace`.
 Must not know: how any of them works.
 
 Everything made here is freed with the store at the latest, travels through any queue or argument under every start method,
@@ -12,11 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shmarray import locks, objects, queues, sync, values
+from shmarray import locks, managed, memory, objects, queues, sync, values
 from shmarray._format import names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from shmarray.membership import Membership
 
@@ -103,6 +104,28 @@ class Vocabulary:
     def Pipe(self, duplex: bool = True) -> tuple[queues.Connection, queues.Connection]:  # noqa: N802, FBT001, FBT002
         """Make a pipe and give its two ends; without `duplex` the first only receives, the second only sends."""
         return queues.pipe(self._open(), duplex=duplex)
+
+    def SharedMemory(self, size: int, *, name: str | None = None) -> memory.SharedMemory:  # noqa: N802
+        """Make `size` bytes of bare memory; see `shmarray.memory.SharedMemory`."""
+        return memory.SharedMemory.make(self._open(), size, _checked(name))
+
+    def ShareableList(  # noqa: N802  as in multiprocessing.shared_memory
+        self, sequence: Iterable[Any] = (), *, name: str | None = None
+    ) -> memory.ShareableList:
+        """Make a list of fixed length; see `shmarray.memory.ShareableList`."""
+        return memory.ShareableList.make(self._open(), sequence, _checked(name))
+
+    def dict(self, *args: Any, **items: Any) -> managed.SharedDict:
+        """Make a dict of what `dict` takes; see `shmarray.managed.SharedDict`. `store["name"] = it` gives it a name."""
+        return managed.SharedDict.make_of(self._open(), *args, **items)
+
+    def list(self, sequence: Iterable[Any] = ()) -> managed.SharedList:
+        """Make a list; see `shmarray.managed.SharedList`. `store["name"] = it` gives it a name."""
+        return managed.SharedList.make_of(self._open(), sequence)
+
+    def Namespace(self, **items: Any) -> managed.Namespace:  # noqa: N802  as of a manager
+        """Make a namespace with these attributes; see `shmarray.managed.Namespace`. `store["name"] = it` gives it a name."""
+        return managed.Namespace.make_of(self._open(), items)
 
 
 def _checked(name: str | None) -> str | None:

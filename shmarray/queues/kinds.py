@@ -58,7 +58,7 @@ class _Base(rolls.Roll):
         try:
             self._line.put(parcel, deadline, self._is_full)
         except BaseException:
-            keepers.give_back(parcel)
+            self._keeper.give_back(parcel)
             raise
 
     def _get(self, deadline: float | None) -> Any:

@@ -162,7 +162,7 @@ class Connection:
             except Full:
                 raise BrokenPipeError(32, os.strerror(32)) from None
         except BaseException:
-            keepers.give_back(parcel)
+            pipe.keeper.give_back(parcel)
             raise
 
     def _receive(self) -> tuple[_Pipe, int, bytes]:
@@ -233,7 +233,7 @@ def pipe(member: Membership, *, duplex: bool = True) -> tuple[Connection, Connec
     shared = _Pipe._create(member, _ENDS + 2)
     ends = [_End._create(member, 1) for _ in range(2)]
     for index, end in enumerate(ends):
-        shared._words[_ENDS + index] = shelves.signed(end.number)
+        shared._words[_ENDS + index] = keepers.signed(end.number)
     flags = ((True, True), (True, True)) if duplex else ((True, False), (False, True))
     one, other = (Connection(shared, end, index, flags[index]) for index, end in enumerate(ends))
     return one, other

@@ -14,6 +14,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from shmarray.keepers import signed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -246,11 +248,6 @@ class Stack(Shelf):
         arena.words[_END] = at
         self._words[self._base + TAKEN] += 1
         return kind, data
-
-
-def signed(number: int) -> int:
-    """Write the number of a block as a signed word."""
-    return number - (number >> 63 << 64)
 
 
 def size_for(used: int) -> int:

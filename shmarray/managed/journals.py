@@ -1,0 +1,274 @@
+"""A journal of changes, which every process reads for itself.
+
+Owns: how changes lie in an arena, which one store makes them valid, and how the journal is written anew when it is full.
+Must not know: what the changes are changes of.
+
+A container is a journal: each change is appended, with the guard held, and becomes valid by one store, that of the journal's end. A
+process keeps, for itself, where the values lie that are in the container now; before it does anything it reads on in the
+journal. A value is loaded where it lies each time it is asked for, so what one gets is one's own, as from a manager's proxy.
+
+    record    size, what, length of argument, number of links; argument (pickled), links, value (a parcel)
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+from shmarray import keepers, objects
+from shmarray.errors import ArrayNotFoundError
+from shmarray.keepers import Keeper, Parcel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from shmarray.keepers import Arena
+    from shmarray.membership import Membership
+
+_ARENA = 0
+_END = 0  # of the arena's words: where the journal ends
+_HEAD = struct.Struct("<IHHII")  # size, what, kind of the parcel, length of argument, of links
+_FIRST_SIZE = 4096
+_ALIGN = 16
+
+
+class Change(NamedTuple):
+    """One change: what, of what (None, or anything that can be pickled), and the value it brings."""
+
+    what: int
+    argument: Any = None
+    value: Parcel | None = None
+
+
+class Record(NamedTuple):
+    """A change as it was read: `at` is where it lies."""
+
+    what: int
+    argument: Any
+    at: int
+
+
+class Container(objects.SharedObject):
+    """A container in shared memory. Subclasses say what the changes do to what a process keeps for itself."""
+
+    __slots__ = ("_arena", "_keeper", "_read_to")
+
+    @classmethod
+    def make(cls, member: Membership, name: str | None = None) -> Self:
+        """Make an empty container."""
+        return cls._create(member, 1, name)
+
+    def _attached(self) -> None:
+        self._keeper = Keeper.of(self)
+        self._arena: Arena | None = None
+        self._read_to = 0
+        self._forget()
+
+    # -- for subclasses ------------------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        """Begin with an empty container."""
+        raise NotImplementedError
+
+    def _apply(self, record: Record) -> list[int]:
+        """Do to what this process keeps what a change says; gives the places of the values that are in it no more."""
+        raise NotImplementedError
+
+    def _places(self) -> list[tuple[Any, int]]:
+        """Give arguments and places of what is in the container, in the order in which it may be made anew by `_renewal`."""
+        raise NotImplementedError
+
+    _renewal: ClassVar[int]
+    """What a change is that brings one value back, when the journal is written anew."""
+
+    # -- the journal ---------------------------------------------------------------------------------------------------
+
+    @property
+    def arena_number(self) -> int:
+        """Number of the arena, as a signed word; 0 before the first change."""
+        number: int = self._words[_ARENA]
+        return number
+
+    def mend(self) -> None:
+        """Nothing has to be put right after a death: a change is valid or not by one store."""
+
+    def _enter(self) -> None:
+        """Take the guard, and read on in the journal."""
+        self._keeper.enter((self,))
+        try:
+            self._catch_up()
+        except BaseException:
+            self._read_to = -1  # what was read may be half applied: begin anew next time
+            self._keeper.leave()
+            raise
+
+    def _catch_up(self) -> None:
+        number = self._words[_ARENA]
+        if not number:
+            return
+        if self._arena is None or keepers.signed(self._arena.number) != number or self._read_to < 0:
+            self._arena = self._keeper.find_arena(number)
+            self._read_to = 0
+            self._forget()
+        end = self._arena.words[_END]
+        while self._read_to < end:
+            size, record = self._record(self._arena, self._read_to)
+            self._apply(record)
+            self._read_to += size
+
+    def _record(self, arena: Arena, at: int) -> tuple[int, Record]:
+        start = arena.HEAD + at
+        size, what, _, length, _ = _HEAD.unpack_from(arena.memory, start)
+        start += _HEAD.size
+        argument = pickle.loads(arena.memory[start : start + length]) if length else None  # noqa: S301  of this user's processes
+        return size, Record(what, argument, at)
+
+    def _change(self, decide: Callable[[], list[Change]], parcels: Sequence[Parcel] = ()) -> None:
+        """With the guard held, ask `decide` for changes, make them valid in one step, and drop what is in the container no more.
+
+        Raises what `decide` raises, `StoreFullError`, `StoreClosedError`; then nothing has changed, and `parcels` are given back.
+        """
+        begun: list[tuple[Arena, int]] = []
+        try:
+            self._enter()
+            try:
+                changes = decide()
+                if changes:
+                    self._append([(change, self._packed(change)) for change in changes], begun)
+            finally:
+                self._keeper.leave()
+        except BaseException:
+            # An exception from a signal handler may come after the step that made the changes valid: then they are.
+            if not begun or begun[0][0].words[_END] == begun[0][1]:
+                for parcel in parcels:
+                    self._keeper.give_back(parcel)
+            raise
+
+    def _packed(self, change: Change) -> bytes:
+        parcel = change.value
+        if parcel is None:
+            return _record_bytes(change.what, change.argument, keepers.PLAIN, b"", b"")
+        links = b"\0".join(link.removeprefix(self._keeper.prefix).encode() for link in parcel.links)
+        return _record_bytes(change.what, change.argument, parcel.kind, links, bytes(parcel.data))
+
+    def _append(self, packed: list[tuple[Change, bytes]], begun: list[tuple[Arena, int]]) -> None:
+        need = sum(len(data) for _, data in packed)
+        arena = self._arena
+        if arena is None or arena.words[_END] + need > arena.size:
+            arena = self._renew(need)
+        at = begin = arena.words[_END]
+        for _, data in packed:
+            arena.memory[arena.HEAD + at : arena.HEAD + at + len(data)] = data
+            at += len(data)
+        begun.append((arena, begin))
+        arena.words[_END] = at
+        dropped: list[int] = []
+        at = begin
+        try:
+            for change, data in packed:
+                dropped += self._apply(Record(change.what, change.argument, at))
+                at += len(data)
+            self._read_to = at
+        except BaseException:
+            self._read_to = -1
+            raise
+        for place in dropped:
+            self._drop_value(arena, place)
+
+    def _renew(self, need: int) -> Arena:
+        """Write the journal anew, with what is in the container now, where there is room for `need` bytes more."""
+        old, kept = self._arena, self._places()
+        pieces = [self._rewritten(old, argument, at) for argument, at in kept] if old is not None else []
+        arena = self._keeper.make_arena(_size_for(sum(map(len, pieces)) + need))
+        at = 0
+        for data in pieces:
+            arena.memory[arena.HEAD + at : arena.HEAD + at + len(data)] = data
+            at += len(data)
+        arena.words[_END] = at
+        before = self._words[_ARENA]
+        self._words[_ARENA] = keepers.signed(arena.number)
+        self._read_to = -1  # places have changed
+        if before:
+            self._keeper.drop_arena(before)
+        self._catch_up()
+        return arena
+
+    def _rewritten(self, arena: Arena, argument: Any, at: int) -> bytes:
+        kind, links, data = self._value_at(arena, at)
+        return _record_bytes(self._renewal, argument, kind, links, data)
+
+    # -- values --------------------------------------------------------------------------------------------------------
+
+    def _value_at(self, arena: Arena, at: int) -> tuple[int, bytes, bytes]:
+        """Kind, links and bytes of the value that a record brings."""
+        start = arena.HEAD + at
+        size, _, kind, length, links = _HEAD.unpack_from(arena.memory, start)
+        end = start + size
+        start += _HEAD.size + length
+        padding = arena.memory[end - 1]
+        return kind, bytes(arena.memory[start : start + links]), bytes(arena.memory[start + links : end - padding])
+
+    def _drop_value(self, arena: Arena, at: int) -> None:
+        _, links, _ = self._value_at(arena, at)
+        for link in links.split(b"\0"):
+            if link:
+                self._keeper.release(self._keeper.prefix + link.decode())
+
+    def _load(self, find: Callable[[], int]) -> Any:
+        """Load the value whose place `find` tells, with the guard held; raises what `find` raises."""
+        failed = -1
+        while True:
+            self._enter()
+            try:
+                at = find()
+                arena = self._arena
+                assert arena is not None
+                kind, _, data = self._value_at(arena, at)
+            finally:
+                self._keeper.leave()
+            try:
+                return self._keeper.show(kind, data)
+            except ArrayNotFoundError:
+                # Replaced meanwhile, and what it referred to has gone: the value that is there now is the one to load.
+                if failed == at:
+                    raise
+                failed = at
+
+    def _load_all(self, find: Callable[[], Iterable[int]]) -> list[Any]:
+        """Load several values as they are at one moment."""
+        self._enter()
+        try:
+            arena = self._arena
+            return [
+                self._keeper.show(kind, data)
+                for kind, _, data in (self._value_at(arena, at) for at in find())  # type: ignore[arg-type]  # a place is in an arena
+            ]
+        finally:
+            self._keeper.leave()
+
+    def _pack(self, values: Iterable[Any]) -> list[Parcel]:
+        """Make parcels of values; none is left behind if one cannot be made."""
+        parcels: list[Parcel] = []
+        try:
+            parcels.extend(map(self._keeper.pack, values))
+        except BaseException:
+            for parcel in parcels:
+                self._keeper.give_back(parcel)
+            raise
+        return parcels
+
+
+def _record_bytes(what: int, argument: Any, kind: int, links: bytes, data: bytes) -> bytes:
+    text = b"" if argument is None else pickle.dumps(argument, pickle.HIGHEST_PROTOCOL)
+    size = _HEAD.size + len(text) + len(links) + len(data) + 1
+    padding = -size % _ALIGN + 1
+    head = _HEAD.pack(size + padding - 1, what, kind, len(text), len(links))
+    return head + text + links + data + bytes(padding - 1) + bytes([padding])
+
+
+def _size_for(used: int) -> int:
+    size = _FIRST_SIZE
+    while size < 2 * used:
+        size *= 2
+    return size
