@@ -12,13 +12,15 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     census          names, statistics and self-check of a store
     guardian        the process that cleans up after a killed owner
     vocabulary, constructors   multiprocessing's names and NumPy's constructors as methods of a store
-    sync, values    semaphores, events, conditions, barriers; values and arrays of them
+    references      names for shared objects
+    managed, queues, memory, sync, values   what multiprocessing has; loaded when first used
+    keepers         shared objects that keep others
     objects         shared objects that are not arrays: their base
-    trees, arrays   SharedTree, SharedArray
+    trees, arrays, wholes   SharedTree, SharedArray, their handles
     locks, guards, guardwords   exclusive and shared access that survives its holder
     contents        what a block holds, in NumPy's terms
     drafts, deletion   a block in the making; its end on request
-    blocks          one block from birth to unlink
+    blocks, keeping, blockfiles   one block from birth to unlink; its handles; its file
     founding, membership, controls   opening a store; taking part in one; reading any
     exhaustion      what to say when there is no more
     reaper          who may remove which name, on what proof
@@ -46,6 +48,7 @@ from shmarray.errors import (
     GuardError,
     GuardianWarning,
     GuardTimeoutError,
+    LostTaskError,
     PoisonedError,
     ShapeError,
     ShmArrayError,
@@ -69,6 +72,7 @@ __all__ = [
     "GuardError",
     "GuardTimeoutError",
     "GuardianWarning",
+    "LostTaskError",
     "PoisonedError",
     "ShapeError",
     "SharedArray",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from shmarray import blocks, contents, deletion, membership
+from shmarray import blocks, contents, deletion, membership, wholes
 from shmarray._format.dtypes import decode_dtype, encode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
 from shmarray._os import segments
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from shmarray._format import layouts
     from shmarray.blocks import Block
     from shmarray.membership import Membership
+
+
+_BYTE = np.dtype(np.uint8)
+_frombuffer = np.frombuffer
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -135,6 +139,16 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         segment = contents.segment_of(self)
         if segment is None:
             return self.view(np.ndarray).__reduce_ex__(protocol)
+        whole = wholes.of(segment)
+        if (
+            whole is not None
+            and self.dtype is whole.dtype
+            and self.shape == whole.shape
+            and self.strides == whole.strides
+            and self.flags.writeable
+            and blocks.is_usable(segment)
+        ):
+            return _attach_whole, (whole.token,)
         return _attach, (tuple(blocks.offer(segment)), tuple(_spec(self, segment)))
 
     def __reduce__(self) -> Any:
@@ -199,6 +213,9 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         return "SharedArray" + text.removeprefix("array") if self.is_shared else text
 
 
+_new = SharedArray.__new__
+
+
 def _plain(value: Any) -> Any:
     """Take the shared type off an argument, in lists and tuples too; the memory stays the same."""
     if isinstance(value, SharedArray):
@@ -227,9 +244,12 @@ def leaf(segment: segments.Segment, index: int) -> SharedArray:
     """View one array of a block. Raises `CorruptBlockError` if it would reach beyond the block's data."""
     try:
         dtype, layout = contents.describe(segment).leaves[index]
-        return _place(segment, contents.own(dtype), layout)
+        array = _place(segment, contents.own(dtype), layout)
     except (ValueError, TypeError, IndexError) as error:
         raise contents.undescribed(segment.tag, error) from None
+    if layout.nbytes == segment.tag.nbytes and wholes.of(segment) is None:
+        wholes.note(segment, array)
+    return array
 
 
 def _spec(view: np.ndarray[Any, Any], segment: segments.Segment) -> ViewSpec:
@@ -265,6 +285,16 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     if not writeable:
         array.flags.writeable = False
     return array
+
+
+def _attach_whole(token: bytes) -> SharedArray:
+    """Load the handle of a whole named array. Raises as `blocks.attach` does."""
+    found = wholes.find(token)
+    if found is None:
+        key = wholes.key_of(token)
+        return leaf(blocks.attach(membership.join(key.store_key), key), 0)
+    segment, whole = found
+    return _new(SharedArray, whole.shape, whole.dtype, _frombuffer(segment, _BYTE), 0, whole.strides)
 
 
 def put(member: Membership, value: Any, name: str | None, *, replace: bool = False) -> SharedArray:

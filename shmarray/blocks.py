@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from shmarray import blockfiles, exhaustion, keeping, reaper
 from shmarray._format import control as layout
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from shmarray.membership import Membership
 
 K = TypeVar("K")
+_load = words.WORD_FORMAT.unpack_from
 KEEPS = "keeps"
 """In the cache of a block: other blocks' handles lie in it."""
 
@@ -96,12 +97,13 @@ def _tidy() -> None:
     """Forget references to named blocks that were unmapped, when there are many entries."""
     if len(_attached) + len(_named) < _tidy_at[0]:
         return
-    _forget_dead(_attached)
-    _forget_dead(_named)
+    forget_dead(_attached)
+    forget_dead(_named)
     _tidy_at[0] = 2 * (len(_attached) + len(_named)) + 256
 
 
-def _forget_dead(table: dict[K, weakref.ref[segments.Segment]]) -> None:
+def forget_dead(table: dict[K, Any]) -> None:
+    """Drop the entries of a table of weak references whose blocks were unmapped."""
     # Keys alone: making tuples may start the collector, and with it code that changes the table.
     for key in list(table):
         if (watch := table.get(key)) is not None and watch() is None and table.get(key) is watch:
@@ -128,6 +130,17 @@ def register(segment: segments.Segment, block: Block) -> segments.Segment:
         if _attached.get((block.key.store, block.key.block)) is first:
             _attached[block.key.store, block.key.block] = watch
             return segment
+
+
+def is_usable(segment: segments.Segment) -> bool:
+    """Say whether handles to this mapped block are good, and its store is open: without a look at any file."""
+    block: Block = segment.tag
+    leases = block.member.leases
+    return bool(
+        leases
+        and _load(leases[0], layout.STATE_AT)[0] == layout.OPEN
+        and _load(segment, block.file_size - form.SIZE + form.STATE_AT)[0] == form.LIVE
+    )
 
 
 def is_live(segment: segments.Segment) -> bool:
@@ -252,7 +265,8 @@ def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, pat
         raise _not_found(member, key, "has been replaced")
     if info.st_nlink == 0 or head.state != form.LIVE:
         raise _not_found(member, key, "has been deleted or replaced")
-    key = key._replace(block=head.block, claim=None)
+    if key.block != head.block or key.claim is not None:
+        key = BlockKey(key.uid, key.store, head.block, key.name, None)
     watch = _attached.get((key.store, key.block))
     segment = watch() if watch is not None else None
     if segment is not None and segment.tag.identity == blockfiles.identity_of(info):

@@ -7,10 +7,9 @@ Must not know: how blocks are made.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmarray import blockfiles, blocks, contents, reaper
 from shmarray._format import control as layout
@@ -32,8 +31,7 @@ _STALE = "a handle in flight to a block that was deleted, or that lay in one"
 _PAUSES = (0.005, 0.02, 0.08, 0.15, 0.3, 0.45)  # seconds between looks at what may be about to go
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class StoreStats:
+class StoreStats(NamedTuple):
     """How a store stands. Sizes in bytes.
 
     `named` and `anonymous` count blocks (a tree is one), `in_flight` handles pickled and not yet loaded, `drafts` blocks
@@ -57,8 +55,7 @@ class StoreStats:
     attached: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing that is wrong in a store: the file, what is wrong with it, and whether it was removed."""
 
     path: str

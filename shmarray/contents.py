@@ -60,6 +60,15 @@ def block_of(array: np.ndarray[Any, Any]) -> Block | None:
     return None if segment is None else cast("Block", segment.tag)
 
 
+def inode_of(array: np.ndarray[Any, Any]) -> int:
+    """Inode of the file of the block that a view is in; raises `ValueError` for private memory."""
+    block = block_of(array)
+    if block is None:
+        message = "this array is in no block"
+        raise ValueError(message)
+    return block.identity[1]
+
+
 def root_of(segment: segments.Segment) -> np.ndarray[Any, Any]:
     """All data of a block as bytes; holds an export, so the mapping cannot end before it does."""
     block: Block = segment.tag

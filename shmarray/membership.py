@@ -97,7 +97,7 @@ class Membership:
         An array over each keeps the cycle collector, which does not look into arrays, from taking a mapping for garbage: it
         would call `_left` while the mapping is still there.
         """
-        self._leases = leases
+        self.leases = leases
         self._shields = [np.frombuffer(lease, np.uint8) for lease in leases]
 
     @property
@@ -112,7 +112,7 @@ class Membership:
 
     def state(self) -> int:
         """How the store stands: `OPEN`, `CLOSED`, `DEAD`."""
-        leases = self._leases
+        leases = self.leases
         return words.load(leases[0], layout.STATE_AT) if leases else layout.CLOSED
 
     def is_open(self) -> bool:
@@ -124,7 +124,7 @@ class Membership:
 
         Raises `StoreClosedError` when the store was closed or its owner died.
         """
-        leases = self._leases
+        leases = self.leases
         if leases:
             state = words.load(leases[0], layout.STATE_AT)
             if state == layout.OPEN:
@@ -145,7 +145,7 @@ class Membership:
 
     def note_guardian(self, pid: int) -> None:
         """Write down who guards the store, for people to see."""
-        leases = self._leases
+        leases = self.leases
         if leases:
             words.store(leases[0], layout.GUARDIAN_AT, pid)
 
@@ -219,9 +219,9 @@ class Membership:
         The order matters: whoever publishes looks at the mark after linking, so what this sweep misses they take back.
         """
         path = reaper.control_path(self.key)
-        if not self.is_owner or not (self._leases or segments.exists(path)):
+        if not self.is_owner or not (self.leases or segments.exists(path)):
             return
-        leases = self._leases
+        leases = self.leases
         if leases and words.load(leases[0], layout.STATE_AT) == layout.OPEN:
             words.store(leases[0], layout.STATE_AT, layout.CLOSED)
         del leases
@@ -265,7 +265,7 @@ class Membership:
         """In a forked child: take leases of its own, then drop the inherited ones, which are the parent's too."""
         # The slot is the parent's; the lock may be held by a thread that does not exist here.
         self._slot, self._slot_lock = None, threading.Lock()
-        if not self._leases:
+        if not self.leases:
             return
         try:
             self._hold(_take_leases(self.key, self.control))

@@ -7,6 +7,7 @@ Must not know: how blocks live, how a guard survives a death.
 from __future__ import annotations
 
 import struct
+import types
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -16,7 +17,6 @@ from shmarray._os import segments
 from shmarray.errors import ArrayNotFoundError
 
 if TYPE_CHECKING:
-    import types
     from collections.abc import Iterable, Iterator
 
     from shmarray.membership import Membership
@@ -220,9 +220,7 @@ class ShareableList(objects.SharedObject):
 
     def __class_getitem__(cls, item: Any, /) -> types.GenericAlias:
         """Be generic for type hints."""
-        from types import GenericAlias  # noqa: PLC0415  for hints alone
-
-        return GenericAlias(cls, item)
+        return types.GenericAlias(cls, item)
 
 
 def _holds(kind: int, half: int, length: int) -> int:

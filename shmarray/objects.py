@@ -20,12 +20,12 @@ import numpy as np
 from shmarray import arrays, blocks, contents, locks, membership, trees
 from shmarray._format import layouts
 from shmarray._format.handle import BlockKey
-from shmarray._os import futexes, segments
+from shmarray._os import futexes, late, segments
 from shmarray.errors import CorruptBlockError
 from shmarray.guards import SLICE, Guard, guard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from shmarray.membership import Membership
 
@@ -37,7 +37,16 @@ _KINDS: dict[str, Callable[[segments.Segment], Any]] = {
 }
 
 
-class SharedObject:
+_LATE: dict[str, str] = {}
+
+
+class Shareable:
+    """A mark for what `store["name"] = it` gives a name by a reference."""
+
+    __slots__ = ()
+
+
+class SharedObject(Shareable):
     """State in a block, shared by every process that has the object; picklable through any queue or argument."""
 
     __slots__ = ("__weakref__", "_array", "_guard", "_words")
@@ -155,6 +164,11 @@ def _check_kind(segment: segments.Segment, kind: str) -> None:
         )
 
 
+def come_late(module: str, kinds: Iterable[str]) -> None:
+    """Say which module to load when a block of one of these kinds is met; loading it adds them."""
+    _LATE.update(dict.fromkeys(kinds, module))
+
+
 def add_kind(kind: str, opener: Callable[[segments.Segment], Any]) -> None:
     """Say how to open what a block of that kind holds."""
     _KINDS[kind] = opener
@@ -165,6 +179,8 @@ def open_segment(segment: segments.Segment) -> Any:
     kind = contents.describe(segment).kind
     if kind is None:
         return trees.open_segment(segment)
+    if kind not in _KINDS and kind in _LATE:
+        late.load(_LATE[kind])
     if kind not in _KINDS:
         raise CorruptBlockError(
             f"{segment.tag.path} holds {kind!r}, which this shmarray does not know",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmarray import contents, keepers, keeping, locks, objects, queues
+from shmarray import contents, keepers, keeping, locks, objects
 from shmarray._format import layouts
 from shmarray._os import segments
 from shmarray.errors import CorruptBlockError
@@ -28,7 +28,7 @@ _KIND = "reference"
 
 def is_shared_object(value: object) -> bool:
     """Say whether a value is one that gets a name by a reference."""
-    return isinstance(value, (objects.SharedObject, locks.Lock, queues.Connection))
+    return isinstance(value, (objects.Shareable, locks.Lock))
 
 
 def put(member: Membership, value: Any, name: str | None, *, replace: bool) -> Any:
@@ -38,9 +38,7 @@ def put(member: Membership, value: Any, name: str | None, *, replace: bool) -> A
     made: list[str] = []
 
     def fill(memory: np.ndarray[Any, Any]) -> None:
-        block = contents.block_of(memory)
-        assert block is not None
-        with keeping.kept_in(block.identity[1]) as links:
+        with keeping.kept_in(contents.inode_of(memory)) as links:
             data = keepers.dumps(value)
             made.extend(links)
             memory[: len(data)] = np.frombuffer(data, np.uint8)

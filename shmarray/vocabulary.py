@@ -13,13 +13,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shmarray import locks, managed, memory, objects, queues, sync, values
+from shmarray import locks, objects
 from shmarray._format import names
+from shmarray._os import late
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from shmarray import managed, memory, queues, sync, values
     from shmarray.membership import Membership
+
+# Loaded when the first of their objects is made or met: most programs use few of them.
+_PLACES = {
+    "shmarray.sync": ("Semaphore", "BoundedSemaphore", "Event", "Condition", "Barrier"),
+    "shmarray.values": ("Value", "Array"),
+    "shmarray.memory": ("SharedMemory", "ShareableList"),
+    "shmarray.queues": ("Queue", "JoinableQueue", "SimpleQueue", "LifoQueue", "PriorityQueue", "Pipe", "PipeEnd"),
+    "shmarray.managed": ("dict", "list", "Namespace"),
+}
+if not TYPE_CHECKING:
+    managed, memory, queues, sync, values = (
+        late.Module(f"shmarray.{name}") for name in ("managed", "memory", "queues", "sync", "values")
+    )
+for _module, _kinds in _PLACES.items():
+    objects.come_late(_module, _kinds)
 
 
 class Vocabulary:

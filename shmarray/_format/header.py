@@ -35,6 +35,9 @@ GUARD_SIZE = SIZE - GUARD_AT
 #: Far apart in bits, so that no single flipped bit or byte turns one into the other.
 LIVE = 0x6C69_7665_6C69_7665
 DELETED = 0x6465_6C65_7465_6421
+_STATES = (LIVE, DELETED)
+_NO_CRC = bytes(4)
+_UNUSED = bytes(GUARD_AT - _STATE_END)
 
 
 class DamagedError(ValueError):
@@ -92,7 +95,7 @@ def unpack(tail: bytes, size: int) -> Header:
     """
     length = meta_size(tail)
     at = len(tail) - SIZE
-    fixed = bytearray(tail[at : at + _IMMUTABLE])
+    fixed = tail[at : at + _IMMUTABLE]
     (_, version, flags, crc, _, told_size, nbytes, meta_at, store, block, pid, start, born) = _FIXED.unpack_from(fixed)
     if version != VERSION:
         message = f"its layout is version {version}, this shmarray reads version {VERSION}"
@@ -103,16 +106,16 @@ def unpack(tail: bytes, size: int) -> Header:
     if length > at or meta_at != size - SIZE - length or nbytes > meta_at:
         message = "the fields of its header contradict each other"
         raise DamagedError(message)
-    meta = bytes(tail[at - length : at])
-    fixed[_CRC_AT : _CRC_AT + 4] = bytes(4)
-    if flags or zlib.crc32(meta, zlib.crc32(fixed)) != crc:
+    meta = tail[at - length : at]
+    checked = zlib.crc32(fixed[_CRC_AT + 4 :], zlib.crc32(_NO_CRC, zlib.crc32(fixed[:_CRC_AT])))
+    if flags or zlib.crc32(meta, checked) != crc:
         message = "the checksum of its header is wrong"
         raise DamagedError(message)
-    (state,) = _STATE.unpack_from(tail, at + STATE_AT)
-    if any(tail[at + _STATE_END : at + GUARD_AT]):
+    if tail[at + _STATE_END : at + GUARD_AT] != _UNUSED:
         message = "bytes of its header that are not in use are not zero"
         raise DamagedError(message)
-    if state not in (LIVE, DELETED):
+    (state,) = _STATE.unpack_from(tail, at + STATE_AT)
+    if state not in _STATES:
         message = f"its state is {state:#x}, which is none"
         raise DamagedError(message)
     return Header(size, nbytes, store, block, pid, start, born, state, meta)

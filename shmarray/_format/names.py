@@ -18,6 +18,7 @@ Must not know: what is in any of the files.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from typing import NamedTuple, TypeGuard
@@ -89,6 +90,7 @@ def _objection(name: object) -> str | None:
     return f"it is {size} bytes long in UTF-8" if size > MAX_NAME_BYTES else None
 
 
+@functools.lru_cache(maxsize=1024)
 def encode(name: str) -> str:
     """Spell a checked name so that it may stand in a file name."""
     raw = name.encode()

@@ -1,4 +1,4 @@
-"""Modules of the standard library that cost more to import than this package, loaded when they are first needed.
+"""Modules that cost more to import than most programs would want to pay, loaded when they are first needed.
 
 Owns: that they are loaded late: `import shmarray` must not cost what only some programs use.
 Must not know: what they are used for.
@@ -9,7 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_LATE = frozenset({"hashlib", "multiprocessing.util", "subprocess"})
+_LATE = frozenset(
+    {
+        *("hashlib", "multiprocessing", "multiprocessing.util", "multiprocessing.reduction", "subprocess"),
+        *("shmarray.managed", "shmarray.memory", "shmarray.queues", "shmarray.sync", "shmarray.values"),
+    }
+)
 
 
 def load(name: str) -> Any:
@@ -18,3 +23,15 @@ def load(name: str) -> Any:
         message = f"{name} is imported at the top of the module that needs it"
         raise ValueError(message)
     return importlib.import_module(name)
+
+
+class Module:
+    """Stands for a module that is loaded late; the first look at an attribute loads it."""
+
+    def __init__(self, name: str) -> None:
+        """Know which module it is."""
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        """Reached for every attribute of the module."""
+        return getattr(load(self._name), name)

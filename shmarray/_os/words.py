@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import mmap
 
 WORD = 8
-_WORD = struct.Struct("Q")
-_unpack_from, _pack_into = _WORD.unpack_from, _WORD.pack_into
+WORD_FORMAT = struct.Struct("Q")
+"""For those who cannot afford a call: `WORD_FORMAT.unpack_from(memory, offset)[0]` is `load(memory, offset)`."""
+_unpack_from, _pack_into = WORD_FORMAT.unpack_from, WORD_FORMAT.pack_into
 
 
 def load(memory: mmap.mmap, offset: int) -> int:

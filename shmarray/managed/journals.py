@@ -174,12 +174,11 @@ class Container(objects.SharedObject):
             self._read_to = -1
             raise
         for place in dropped:
-            self._drop_value(arena, place)
+            self._drop_value(place)
 
     def _renew(self, need: int) -> Arena:
         """Write the journal anew, with what is in the container now, where there is room for `need` bytes more."""
-        old, kept = self._arena, self._places()
-        pieces = [self._rewritten(old, argument, at) for argument, at in kept] if old is not None else []
+        pieces = [self._rewritten(argument, at) for argument, at in self._places()]
         arena = self._keeper.make_arena(_size_for(sum(map(len, pieces)) + need))
         at = 0
         for data in pieces:
@@ -194,14 +193,18 @@ class Container(objects.SharedObject):
         self._catch_up()
         return arena
 
-    def _rewritten(self, arena: Arena, argument: Any, at: int) -> bytes:
-        kind, links, data = self._value_at(arena, at)
+    def _rewritten(self, argument: Any, at: int) -> bytes:
+        kind, links, data = self._value_at(at)
         return _record_bytes(self._renewal, argument, kind, links, data)
 
     # -- values --------------------------------------------------------------------------------------------------------
 
-    def _value_at(self, arena: Arena, at: int) -> tuple[int, bytes, bytes]:
+    def _value_at(self, at: int) -> tuple[int, bytes, bytes]:
         """Kind, links and bytes of the value that a record brings."""
+        arena = self._arena
+        if arena is None:
+            message = "there is no journal yet"
+            raise IndexError(message)
         start = arena.HEAD + at
         size, _, kind, length, links = _HEAD.unpack_from(arena.memory, start)
         end = start + size
@@ -209,8 +212,8 @@ class Container(objects.SharedObject):
         padding = arena.memory[end - 1]
         return kind, bytes(arena.memory[start : start + links]), bytes(arena.memory[start + links : end - padding])
 
-    def _drop_value(self, arena: Arena, at: int) -> None:
-        _, links, _ = self._value_at(arena, at)
+    def _drop_value(self, at: int) -> None:
+        _, links, _ = self._value_at(at)
         for link in links.split(b"\0"):
             if link:
                 self._keeper.release(self._keeper.prefix + link.decode())
@@ -222,9 +225,7 @@ class Container(objects.SharedObject):
             self._enter()
             try:
                 at = find()
-                arena = self._arena
-                assert arena is not None
-                kind, _, data = self._value_at(arena, at)
+                kind, _, data = self._value_at(at)
             finally:
                 self._keeper.leave()
             try:
@@ -239,11 +240,7 @@ class Container(objects.SharedObject):
         """Load several values as they are at one moment."""
         self._enter()
         try:
-            arena = self._arena
-            return [
-                self._keeper.show(kind, data)
-                for kind, _, data in (self._value_at(arena, at) for at in find())  # type: ignore[arg-type]  # a place is in an arena
-            ]
+            return [self._keeper.show(kind, data) for kind, _, data in map(self._value_at, find())]
         finally:
             self._keeper.leave()
 

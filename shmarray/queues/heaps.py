@@ -139,8 +139,7 @@ class Heap(shelves.Shelf):
 
     def take(self) -> tuple[int, bytes]:
         """See `Shelf`. Raises what comparing raises."""
-        arena = self.arena()
-        assert arena is not None
+        arena = self.arena_in_use()
         place = self._place_of(arena, 0)
         changes = self._sink(arena)
         _, kind, data = self._read(arena, place)

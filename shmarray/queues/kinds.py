@@ -178,8 +178,9 @@ class JoinableQueue(Queue):
     ...     queue.put(1)
     ...     queue.get()
     ...     queue.task_done()
-    ...     queue.join()
+    ...     queue.join(timeout=1)
     1
+    True
     """
 
     __slots__ = ()

@@ -15,7 +15,7 @@ from queue import Empty, Full
 from typing import TYPE_CHECKING, Any, Self
 
 from shmarray import keepers, objects, reaper
-from shmarray._os import segments
+from shmarray._os import late, segments
 from shmarray.queues import lines, shelves
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _End(objects.SharedObject):
         return number
 
 
-class Connection:
+class Connection(objects.Shareable):
     """One end of a pipe, as `multiprocessing.connection.Connection`; picklable, and arrays of a store pass as handles.
 
     `recv` raises `EOFError` when the other end is gone, `send` `BrokenPipeError`; what was sent before is received first. Sending
@@ -217,9 +217,7 @@ class Connection:
             raise ValueError(message)
         found = self.recv_bytes()
         if len(found) > len(target) - offset:
-            from multiprocessing import BufferTooShort  # noqa: PLC0415  costs nothing until it happens
-
-            raise BufferTooShort(found)
+            raise late.load("multiprocessing").BufferTooShort(found)
         target[offset : offset + len(found)] = found
         return len(found)
 

@@ -73,6 +73,14 @@ class Shelf:
             self._arena = self._keeper.find_arena(number)
         return self._arena
 
+    def arena_in_use(self) -> Arena:
+        """The arena, where there is a record. Raises as `arena` does, `IndexError` if there is none after all."""
+        arena = self.arena()
+        if arena is None:
+            message = "there is no record"
+            raise IndexError(message)
+        return arena
+
     def move_in(self, arena: Arena) -> None:
         """Let that arena be the one, by one store. The one before is kept no more."""
         before = self._words[self._base + ARENA]
@@ -188,8 +196,7 @@ class Ring(Shelf):
 
     def take(self) -> tuple[int, bytes]:
         """See `Shelf`."""
-        arena = self.arena()
-        assert arena is not None
+        arena = self.arena_in_use()
         position = arena.words[_BEGIN]
         at = position % arena.size
         if HEAD.unpack_from(arena.memory, arena.HEAD + at)[0] == _SKIP:
@@ -239,8 +246,7 @@ class Stack(Shelf):
 
     def take(self) -> tuple[int, bytes]:
         """See `Shelf`."""
-        arena = self.arena()
-        assert arena is not None
+        arena = self.arena_in_use()
         end = arena.words[_END]
         length = HEAD.unpack_from(arena.memory, arena.HEAD + end - self._FOOT)[0]
         at = end - self._FOOT - room(length)

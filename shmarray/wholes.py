@@ -1,0 +1,77 @@
+"""Handles of whole named arrays, the short way.
+
+Most handles that travel stand for all of a named array. Such a handle is one string of bytes, and loading it where the array is mapped
+already is one look into a table and two words of memory.
+Owns: that string, and that table.
+Must not know: how a block is found that is not in the table.
+
+The table holds weak references, so it keeps nothing. An entry cannot be stale: it is of one block, and whether that one still has its
+name and its store is open is read from their memory each time.
+"""
+
+from __future__ import annotations
+
+import struct
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from shmarray import blocks
+from shmarray._format.handle import BlockKey
+from shmarray._os import segments
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_IDENTITY = struct.Struct("<IQQ")
+_CACHE = "whole"
+
+
+class Whole(weakref.ref[segments.Segment]):
+    """A mapped named block, and what the array in it looks like."""
+
+    __slots__ = ("dtype", "shape", "strides", "token")
+    token: bytes
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+_known: dict[bytes, Whole] = {}
+_tidy_at = [256]
+
+
+def note(segment: segments.Segment, array: np.ndarray[Any, Any]) -> Whole | None:
+    """Note what all of a block looks like, if it has a name; `array` is as the block describes it."""
+    block: blocks.Block = segment.tag
+    key = block.key
+    if key.name is None or array.dtype.names is not None:
+        return None  # of an anonymous one each handle is another; a structure's dtype is a new object each time
+    whole = block.cache[_CACHE] = Whole(segment)
+    whole.token = _IDENTITY.pack(key.uid, key.store, key.block) + key.name.encode()
+    whole.shape, whole.strides, whole.dtype = array.shape, array.strides, array.dtype
+    if len(_known) >= _tidy_at[0]:
+        blocks.forget_dead(_known)
+        _tidy_at[0] = 2 * len(_known) + 256
+    _known[whole.token] = whole
+    return whole
+
+
+def of(segment: segments.Segment) -> Whole | None:
+    """Give what was noted of a block."""
+    return segment.tag.cache.get(_CACHE)  # type: ignore[no-any-return]  # nothing else has that key
+
+
+def find(token: bytes) -> tuple[segments.Segment, Whole] | None:
+    """Give the block of a handle if it is mapped here, has its name, and its store is open."""
+    whole = _known.get(token)
+    if whole is not None:
+        segment = whole()
+        if segment is not None and blocks.is_usable(segment):
+            return segment, whole
+    return None
+
+
+def key_of(token: bytes) -> BlockKey:
+    """Read which block a handle stands for."""
+    uid, store, block = _IDENTITY.unpack_from(token)
+    return BlockKey(uid, store, block, token[_IDENTITY.size :].decode(), None)
