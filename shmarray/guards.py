@@ -47,7 +47,7 @@ _FREE, _DIED, _BUSY = mutexes.FREE, mutexes.OWNER_DIED, mutexes.BUSY
 _trylock, _unlock, _post = mutexes.mutex_trylock, mutexes.mutex_unlock, mutexes.semaphore_post
 
 
-class _Process:
+class Process:
     """What changes in a forked child: its pid, and that none of its threads holds anything."""
 
     pid = os.getpid()
@@ -59,8 +59,8 @@ _known: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 def _after_fork() -> None:
     """In a forked child: the mutexes stay the parent's, whose threads took them. This process holds nothing."""
-    _Process.pid = os.getpid()
-    _Process.generation += 1
+    Process.pid = os.getpid()
+    Process.generation += 1
     for guard in list(_known):
         guard.forget()
 
@@ -106,7 +106,7 @@ class Guard(GuardWords):
             self.owner = me
             self.kept = keep
             self._since.value = _now()
-            self._holder.value = _Process.pid
+            self._holder.value = Process.pid
         except BaseException:
             self._give_back()
             raise
@@ -302,13 +302,13 @@ processes.after_fork_in_child(_after_fork)
 
 def generation() -> int:
     """How many forks lie between the process that imported this module and this one."""
-    return _Process.generation
+    return Process.generation
 
 
 def guard_of(segment: segments.Segment) -> Guard:
     """Give the guard of a mapped block, the same one for every view in this process."""
     block: Block = segment.tag
     guard = block.cache.get("guard")
-    if not isinstance(guard, Guard):
+    if guard is None:
         guard = block.cache.setdefault("guard", Guard(segment))
     return guard  # type: ignore[return-value]  # setdefault may give another thread's, which is a Guard too

@@ -58,6 +58,10 @@ class GuardWords:
         since, pid = self._since.value, self._holder.value
         return (pid, since / 1e9) if pid else None
 
+    def is_poisoned(self) -> bool:
+        """Whether someone died at work, and nobody has healed the data since."""
+        return self._poison.value != 0
+
     def poison(self) -> tuple[int, float] | None:
         """Who died at work and when that work began; None if the data are sound."""
         pid = self._poison.value

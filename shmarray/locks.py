@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shmarray.guards import Guard
 
 T = TypeVar("T")
+_here = guards.Process
 L = TypeVar("L", bound="Lock")
 
 
@@ -49,7 +50,8 @@ class Access(Generic[T]):
             timeout=self._timeout,
         )
 
-    def _poisoned(self, poison: tuple[int, float]) -> PoisonedError:
+    def _poisoned(self, poison: tuple[int, float] | None) -> PoisonedError:
+        poison = poison or (0, 0.0)  # healed by another just now
         return PoisonedError(
             f"process {poison[0]} died while it was writing {self._guard.label}: the data may be half old and half new",
             remedy="Enter with write(heal=True) and put them right; leaving that block cleanly clears the mark.",
@@ -66,26 +68,29 @@ class WriteAccess(Access[T]):
 
     def __init__(self, guard: Guard, value: T, timeout: float | None, *, heal: bool) -> None:
         """Stand ready; with `heal`, poisoned data are entered, and declared sound by a clean exit."""
-        super().__init__(guard, value, timeout)
+        # As the base class does; a call would cost a twentieth of all this.
+        self._guard = guard
+        self._keep = [value]
+        self._timeout = timeout
+        self._generation = -1
         self._heal = heal
 
     def __enter__(self) -> T:
         """Acquire; raises `GuardTimeoutError`, `PoisonedError`, `GuardError`."""
         if not self._guard.acquire(self._keep, self._timeout):
             raise self._timed_out("written")
-        self._generation = guards.generation()
-        if not self._heal:
+        self._generation = _here.generation
+        if not self._heal and self._guard.is_poisoned():
             poison = self._guard.poison()
-            if poison is not None:
-                self._guard.release()
-                raise self._poisoned(poison)
+            self._guard.release()
+            raise self._poisoned(poison)
         return self._keep[0]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Release. In a child forked inside the block there is nothing to release: the guard is the parent's."""
-        if self._generation == guards.generation():
+        if self._generation == _here.generation:
             if self._heal and kind is None:
                 self._guard.heal()
             self._guard.release()
@@ -106,9 +111,9 @@ class ReadAccess(Access[T]):
         """Acquire; raises `GuardTimeoutError`, `PoisonedError`, `GuardError`."""
         if not self._guard.acquire_shared(self._keep, self._timeout):
             raise self._timed_out("read")
-        self._generation = guards.generation()
-        poison = self._guard.poison()
-        if poison is not None:
+        self._generation = _here.generation
+        if self._guard.is_poisoned():
+            poison = self._guard.poison()
             self._guard.release_shared()
             raise self._poisoned(poison)
         return self._keep[0]
@@ -117,7 +122,7 @@ class ReadAccess(Access[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Release. In a child forked inside the block there is nothing to release: the guard is the parent's."""
-        if self._generation == guards.generation():
+        if self._generation == _here.generation:
             self._guard.release_shared()
 
     def __del__(self) -> None:

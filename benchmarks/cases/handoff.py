@@ -29,6 +29,7 @@ class HandOff(Case):
         "pickle over a Pipe",
         "joblib",
         _LIMIT,
+        "200 bytes by send_bytes",
     )
     aims: ClassVar[tuple[Aim, ...]] = tuple(
         Aim(measure, ours, "time", 1.5, _LIMIT)

@@ -47,6 +47,7 @@ RIVALS = {
         Rival("open + mmap by hand", "limit", "files", "OpenAndMap"),
         Rival("np.copyto into faulted memory", "limit", "copying", "CopyTo"),
         Rival("200 bytes over the same Pipe", "limit", "messages", "Message"),
+        Rival("200 bytes by send_bytes", "limit", "messages", "Bare"),
         Rival("numpy alone", "limit", "bare", "NumPyAlone"),
         Rival("a bare Python process", "limit", "bare", "BarePython"),
     )

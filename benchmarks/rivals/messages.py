@@ -1,4 +1,4 @@
-"""The limit of every hand-off over a pipe: a message of 200 bytes, which is about what a handle is."""
+"""The limits of every hand-off over a pipe: 200 bytes, more than a handle has, sent as an object or bare."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _SIZE = 200
 
 
-class Message(PipeHandOff):
-    """Send 200 bytes, whatever the size of the array, and lay an array over them."""
+class Bare(PipeHandOff):
+    """Send 200 bytes by `send_bytes`, whatever the size of the array, and lay an array over them."""
 
     def resident(self, nbytes: int) -> Any:  # noqa: ARG002  it is the same for every size
         """Make the message."""
@@ -35,3 +35,15 @@ class Message(PipeHandOff):
     def receive(self, pipe: Connection) -> Any:
         """Receive the bytes."""
         return np.frombuffer(pipe.recv_bytes(), np.int64)
+
+
+class Message(Bare):
+    """Send 200 bytes by `send`, as arrays are sent."""
+
+    def send(self, pipe: Connection, block: Any) -> None:
+        """Send a bytes object."""
+        pipe.send(block.tobytes())
+
+    def receive(self, pipe: Connection) -> Any:
+        """Receive it."""
+        return np.frombuffer(pipe.recv(), np.int64)

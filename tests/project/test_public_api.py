@@ -24,6 +24,7 @@ FROZEN = [
     "GuardError",
     "GuardTimeoutError",
     "GuardianWarning",
+    "LostTaskError",
     "PoisonedError",
     "ShapeError",
     "SharedArray",

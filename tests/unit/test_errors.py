@@ -20,6 +20,7 @@ ALSO = {
     "StoreClosedError": (ValueError,),
     "GuardTimeoutError": (TimeoutError, OSError),
     "GuardError": (RuntimeError, ValueError, AssertionError),
+    "LostTaskError": (RuntimeError,),
     "PoisonedError": (RuntimeError,),
     "StoreFullError": (MemoryError,),
     "DTypeError": (TypeError,),

@@ -1,0 +1,72 @@
+"""A million additions by eight processes that are killed at random: none is lost, and no two are inside together."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from multiprocessing import get_context
+from typing import Any
+
+import shmarray as sa
+
+TIMES = 1_000_000
+PROCESSES = 8
+KILLS = 200
+
+
+def add(array: sa.SharedArray, until: int) -> None:
+    """Add one, under the guard, until the sum is reached.
+
+    Elements: the sum; a second counter of the same; who is inside; how often someone else was; how many were healed.
+    """
+    me = os.getpid()
+    while True:
+        with array.write(heal=True) as x:
+            if x[0] != x[1]:
+                x[0] = x[1] = max(x[0], x[1])  # someone died between the two: one addition, which counts
+                x[2] = 0
+                x[4] += 1
+            elif x[2]:
+                x[4] += 1 if not _lives(int(x[2])) else 0
+                x[3] += 1 if _lives(int(x[2])) else 0
+            if x[0] >= until:
+                return
+            x[2] = me
+            x[0] += 1
+            x[1] += 1
+            x[2] = 0
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process is there, and not a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_million_additions_by_eight_processes_lose_none_to_two_hundred_deaths() -> None:
+    """Occupancy mark and the two counters agree at the end, whoever was killed."""
+    context: Any = get_context("fork")
+    dice = random.Random(5)  # noqa: S311  the same victims each time
+    with sa.Store() as store:
+        array = store.zeros(5, dtype="i8")
+        running = [context.Process(target=add, args=(array, TIMES), daemon=True) for _ in range(PROCESSES)]
+        for process in running:
+            process.start()
+        for kill in range(1, KILLS + 1):
+            while array[0] < kill * TIMES // (KILLS + 1):
+                running[0].join(0.001)
+            victim = running.pop(dice.randrange(PROCESSES))
+            os.kill(victim.pid, signal.SIGKILL)
+            victim.join()
+            running.append(context.Process(target=add, args=(array, TIMES), daemon=True))
+            running[-1].start()
+        for process in running:
+            process.join(300)
+            assert process.exitcode == 0
+        with array.read() as x:
+            assert x[:2].tolist() == [TIMES, TIMES]
+            assert x[3] == 0, "two were inside together"
