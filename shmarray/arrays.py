@@ -139,7 +139,7 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         segment = contents.segment_of(self)
         if segment is None:
             return self.view(np.ndarray).__reduce_ex__(protocol)
-        whole = wholes.of(segment)
+        whole = wholes.of(segment) or _note_whole(segment)
         if (
             whole is not None
             and self.dtype is whole.dtype
@@ -148,7 +148,7 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
             and self.flags.writeable
             and blocks.is_usable(segment)
         ):
-            return _attach_whole, (whole.token,)
+            return _attach_whole, whole.arguments
         return _attach, (tuple(blocks.offer(segment)), tuple(_spec(self, segment)))
 
     def __reduce__(self) -> Any:
@@ -247,8 +247,6 @@ def leaf(segment: segments.Segment, index: int) -> SharedArray:
         array = _place(segment, contents.own(dtype), layout)
     except (ValueError, TypeError, IndexError) as error:
         raise contents.undescribed(segment.tag, error) from None
-    if layout.nbytes == segment.tag.nbytes and wholes.of(segment) is None:
-        wholes.note(segment, array)
     return array
 
 
@@ -261,6 +259,13 @@ def _spec(view: np.ndarray[Any, Any], segment: segments.Segment) -> ViewSpec:
     dtype = None if own is view.dtype or _same(own, view.dtype) else encode_dtype(view.dtype)
     strides = None if view.flags.c_contiguous else view.strides
     return ViewSpec(start, view.shape, strides, dtype, view.flags.writeable)
+
+
+def _note_whole(segment: segments.Segment) -> wholes.Whole | None:
+    """Note a named block that is one array, so that it is handed on the short way."""
+    if segment.tag.key.name is None or len(contents.describe(segment).leaves) != 1:
+        return None
+    return wholes.note(segment, leaf(segment, 0))
 
 
 def _same(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
@@ -287,14 +292,22 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     return array
 
 
-def _attach_whole(token: bytes) -> SharedArray:
+def _attach_whole(token: bytes, code: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> SharedArray:
     """Load the handle of a whole named array. Raises as `blocks.attach` does."""
     found = wholes.find(token)
-    if found is None:
-        key = wholes.key_of(token)
-        return leaf(blocks.attach(membership.join(key.store_key), key), 0)
-    segment, whole = found
-    return _new(SharedArray, whole.shape, whole.dtype, _frombuffer(segment, _BYTE), 0, whole.strides)
+    if found is not None:
+        segment, whole = found
+        return _new(SharedArray, whole.shape, whole.dtype, _frombuffer(segment, _BYTE), 0, whole.strides)
+    key = wholes.key_of(token)
+    again = blocks.known(key.store, key.block, key.name)
+    segment = again or blocks.attach(membership.join(key.store_key), key)
+    try:
+        array = _new(SharedArray, shape, decode_dtype(code), contents.root_of(segment), 0, strides)
+    except (ValueError, TypeError) as error:
+        raise contents.undescribed(segment.tag, error) from None
+    if again is not None:
+        wholes.note(again, array)  # for the next time: it stays attached here
+    return array
 
 
 def put(member: Membership, value: Any, name: str | None, *, replace: bool = False) -> SharedArray:

@@ -17,7 +17,7 @@ from shmarray.errors import CorruptBlockError
 if TYPE_CHECKING:
     from shmarray._format.names import StoreKey
 
-_TAIL = 2048  # one read fetches header and description of nearly every block
+_TAIL = 1024  # one read fetches header and description of nearly every block
 
 
 def identity_of(info: os.stat_result) -> tuple[int, int]:

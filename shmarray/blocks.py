@@ -185,7 +185,7 @@ def attach(member: Membership, key: BlockKey) -> segments.Segment:
     Raises `ArrayNotFoundError` (deleted, replaced, never there), `StoreClosedError`, `CorruptBlockError`, `StoreFullError`.
     """
     hold = member.require_open()
-    claim = None if key.claim_entry is None else member.block_prefix + key.claim_entry
+    claim = None if key.claim is None else f"{member.block_prefix}{key.claim_entry}"
     watch = _attached.get((key.store, key.block))
     segment = watch() if watch is not None else None
     if segment is None or segment.tag.key.name != key.name:
@@ -201,16 +201,20 @@ def attach(member: Membership, key: BlockKey) -> segments.Segment:
 
 def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segments.Segment:
     path = member.block_prefix + key.entry
-    with exhaustion.explained(member.control.directory, 0):
-        for candidate in (path,) if claim is None else (claim, path):
-            try:
-                fd = blockfiles.open_block(candidate)
-            except FileNotFoundError:
-                continue
+    for candidate in (path,) if claim is None else (claim, path):
+        try:
+            fd = blockfiles.open_block(candidate)
             try:
                 return _map_checked(member, key, fd, path)
             finally:
                 fd.close()
+        except ArrayNotFoundError:
+            raise
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            exhaustion.explain(error, member.control.directory, 0)
+            raise
     if member.state() != layout.OPEN:
         raise member.closed_error()
     raise _not_found(member, key, "is not there: it was deleted, or all who held it have gone")
@@ -267,14 +271,13 @@ def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, pat
         raise _not_found(member, key, "has been deleted or replaced")
     if key.block != head.block or key.claim is not None:
         key = BlockKey(key.uid, key.store, head.block, key.name, None)
+    identity = info.st_dev, info.st_ino
     watch = _attached.get((key.store, key.block))
     segment = watch() if watch is not None else None
-    if segment is not None and segment.tag.identity == blockfiles.identity_of(info):
+    if segment is not None and segment.tag.identity == identity:
         return segment
     segment = segments.map_shared(fd, info.st_size)
-    return register(
-        segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, blockfiles.identity_of(info), {})
-    )
+    return register(segment, Block(member, key, path, info.st_size, head.nbytes, head.meta, identity, {}))
 
 
 def offer(segment: segments.Segment) -> BlockKey:

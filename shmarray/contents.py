@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shmarray.membership import Membership
 
 
+_write = json.JSONEncoder(separators=(",", ":")).encode
 _SMALL = 1024  # bytes of a description that is kept for the next block that has the same
 
 
@@ -178,7 +179,7 @@ def create(
         for (dtype, _), layout in zip(contents, placed, strict=True)
     ]
     description = {"name": name, "leaves": leaves, "tree": tree} | ({} if kind is None else {"kind": kind})
-    meta = json.dumps(description, separators=(",", ":")).encode()
+    meta = _write(description).encode()
     total = size if len(placed) != 1 else placed[0].nbytes
     # Dense sources are written by system call: that reserves as it goes and takes no page fault.
     written = sources is not None and all(source.flags.forc for source in sources)

@@ -122,15 +122,19 @@ class explained:  # noqa: N801  used as a function
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Explain, if what happened was a lack of something."""
-        if not isinstance(error, OSError):
-            return
-        if error.errno in _SPACE:
-            what = "shared memory is full" if _is_memory(self.directory) else "the disk is full"
-            raise full(what, self.directory, self.asked) from None
-        if error.errno in _FILES:
-            raise _no_descriptor() from None
-        if error.errno == errno.ENOMEM:
-            raise _no_mapping(self.asked) from None
+        if isinstance(error, OSError):
+            explain(error, self.directory, self.asked)
+
+
+def explain(error: OSError, directory: str, asked: int) -> None:
+    """Raise `StoreFullError` if an error is the kernel's "no more"; for those to whom a `with` block costs too much."""
+    if error.errno in _SPACE:
+        what = "shared memory is full" if _is_memory(directory) else "the disk is full"
+        raise full(what, directory, asked) from None
+    if error.errno in _FILES:
+        raise _no_descriptor() from None
+    if error.errno == errno.ENOMEM:
+        raise _no_mapping(asked) from None
 
 
 def explaining(function: Callable[P, T]) -> Callable[P, T]:
@@ -138,8 +142,11 @@ def explaining(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def explained_function(*args: P.args, **kwargs: P.kwargs) -> T:
-        with explained(segments.SHM_DIRECTORY, 0):
+        try:
             return function(*args, **kwargs)
+        except OSError as error:
+            explain(error, segments.SHM_DIRECTORY, 0)
+            raise
 
     return explained_function
 

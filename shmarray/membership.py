@@ -25,6 +25,7 @@ from shmarray._os import flocks, processes, segments, words
 from shmarray.errors import CorruptBlockError, StoreClosedError, StoreFullError
 
 CLAIM_SIZE = 4096
+_load = words.WORD_FORMAT.unpack_from
 _NOTHING = dict[str, str]().clear  # a call into C that does nothing
 _joined: weakref.WeakValueDictionary[names.StoreKey, Membership] = weakref.WeakValueDictionary()
 _pins: dict[int, _Lease] = {}
@@ -117,7 +118,8 @@ class Membership:
 
     def is_open(self) -> bool:
         """Whether arrays can be made and attached."""
-        return self.state() == layout.OPEN
+        leases = self.leases
+        return bool(leases and _load(leases[0], layout.STATE_AT)[0] == layout.OPEN)
 
     def require_open(self) -> segments.Segment:
         """Return the mapped control file of an open store; hold it as long as something is being done to the store.
@@ -125,10 +127,8 @@ class Membership:
         Raises `StoreClosedError` when the store was closed or its owner died.
         """
         leases = self.leases
-        if leases:
-            state = words.load(leases[0], layout.STATE_AT)
-            if state == layout.OPEN:
-                return leases[0]
+        if leases and _load(leases[0], layout.STATE_AT)[0] == layout.OPEN:
+            return leases[0]
         raise self.closed_error()
 
     def closed_error(self) -> StoreClosedError:
@@ -302,15 +302,17 @@ def _rejoin_all() -> None:
 processes.after_fork_in_child(_rejoin_all)
 
 
-@exhaustion.explaining
 def join(key: names.StoreKey) -> Membership:
     """Take part in a running store; the same `Membership` as long as something in this process uses it.
 
     Raises `StoreClosedError` when the store has ended, `CorruptBlockError` when its control file is not one.
     """
     membership = _joined.get(key)
-    if membership is not None and membership.state() == layout.OPEN:
-        return membership
+    return membership if membership is not None and membership.is_open() else _join(key)
+
+
+@exhaustion.explaining
+def _join(key: names.StoreKey) -> Membership:
     path = reaper.control_path(key)
     if key.uid != os.geteuid():
         raise CorruptBlockError(

@@ -1,7 +1,7 @@
 """Handles of whole named arrays, the short way.
 
-Most handles that travel stand for all of a named array. Such a handle is one string of bytes, and loading it where the array is mapped
-already is one look into a table and two words of memory.
+Most handles that travel stand for all of a named array. Such a handle is one string of bytes and what the array looks like; loading it
+where the array is mapped already is one look into a table and two words of memory, and elsewhere the block's description need not be read.
 Owns: that string, and that table.
 Must not know: how a block is found that is not in the table.
 
@@ -16,6 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from shmarray import blocks
+from shmarray._format.dtypes import encode_dtype
 from shmarray._format.handle import BlockKey
 from shmarray._os import segments
 
@@ -29,8 +30,9 @@ _CACHE = "whole"
 class Whole(weakref.ref[segments.Segment]):
     """A mapped named block, and what the array in it looks like."""
 
-    __slots__ = ("dtype", "shape", "strides", "token")
-    token: bytes
+    __slots__ = ("arguments", "dtype", "shape", "strides")
+    arguments: tuple[bytes, str, tuple[int, ...], tuple[int, ...] | None]
+    """What a handle says: identity of the block, dtype, shape, and strides unless in C order."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -41,18 +43,20 @@ _tidy_at = [256]
 
 
 def note(segment: segments.Segment, array: np.ndarray[Any, Any]) -> Whole | None:
-    """Note what all of a block looks like, if it has a name; `array` is as the block describes it."""
+    """Note what all of a block looks like, if it has a name and holds elements of a simple kind."""
     block: blocks.Block = segment.tag
-    key = block.key
-    if key.name is None or array.dtype.names is not None:
-        return None  # of an anonymous one each handle is another; a structure's dtype is a new object each time
-    whole = block.cache[_CACHE] = Whole(segment)
-    whole.token = _IDENTITY.pack(key.uid, key.store, key.block) + key.name.encode()
+    key, code = block.key, encode_dtype(array.dtype)
+    # Of an anonymous one each handle is another; a structure's dtype is a new object each time.
+    if key.name is None or not isinstance(code, str):
+        return None
+    token = _IDENTITY.pack(key.uid, key.store, key.block) + key.name.encode()
+    whole = Whole(segment)
     whole.shape, whole.strides, whole.dtype = array.shape, array.strides, array.dtype
+    whole.arguments = token, code, array.shape, None if array.flags.c_contiguous else array.strides
     if len(_known) >= _tidy_at[0]:
         blocks.forget_dead(_known)
         _tidy_at[0] = 2 * len(_known) + 256
-    _known[whole.token] = whole
+    _known[token] = block.cache[_CACHE] = whole
     return whole
 
 

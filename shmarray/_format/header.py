@@ -74,10 +74,12 @@ def pack(header: Header, guard: bytes = b"") -> tuple[int, bytes]:
     meta_at = header.file_size - SIZE - len(header.meta)
     fields = [MAGIC, VERSION, 0, 0, len(header.meta), header.file_size, header.nbytes, meta_at]
     fields += [header.store, header.block, header.pid, header.start, header.born]
-    fixed = bytearray(_FIXED.pack(*fields).ljust(_IMMUTABLE, b"\0"))
-    fixed[_CRC_AT : _CRC_AT + 4] = zlib.crc32(header.meta, zlib.crc32(fixed)).to_bytes(4, "little")
-    rest = _STATE.pack(header.state).ljust(GUARD_AT - _IMMUTABLE, b"\0") + guard.ljust(GUARD_SIZE, b"\0")
-    return meta_at, header.meta + bytes(fixed) + rest
+    fixed = _FIXED.pack(*fields).ljust(_IMMUTABLE, b"\0")
+    checksum = zlib.crc32(header.meta, zlib.crc32(fixed)).to_bytes(4, "little")
+    state = _STATE.pack(header.state) + _UNUSED
+    return meta_at, b"".join(
+        (header.meta, fixed[:_CRC_AT], checksum, fixed[_CRC_AT + 4 :], state, guard.ljust(GUARD_SIZE, b"\0"))
+    )
 
 
 def meta_size(tail: bytes) -> int:
@@ -93,10 +95,13 @@ def unpack(tail: bytes, size: int) -> Header:
 
     Raises `DamagedError` for anything that `pack` did not write.
     """
-    length = meta_size(tail)
     at = len(tail) - SIZE
+    if tail[at : at + 8] != MAGIC or at < 0:
+        meta_size(tail)  # raises, and says why
     fixed = tail[at : at + _IMMUTABLE]
-    (_, version, flags, crc, _, told_size, nbytes, meta_at, store, block, pid, start, born) = _FIXED.unpack_from(fixed)
+    (_, version, flags, crc, length, told_size, nbytes, meta_at, store, block, pid, start, born) = _FIXED.unpack_from(
+        fixed
+    )
     if version != VERSION:
         message = f"its layout is version {version}, this shmarray reads version {VERSION}"
         raise DamagedError(message)
