@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks.cases.attach import Attach
 from benchmarks.cases.handoff import HandOff
 from benchmarks.cases.lifecycle import Lifecycle
+from benchmarks.cases.locks import Locking
 from benchmarks.cases.many import Many
 from benchmarks.cases.put import Put
 from benchmarks.cases.startup import Importing, Opening
@@ -18,4 +19,6 @@ from benchmarks.cases.startup import Importing, Opening
 if TYPE_CHECKING:
     from benchmarks.cases.case import Case
 
-CASES: dict[str, type[Case]] = {case.name: case for case in (Lifecycle, Put, Attach, HandOff, Opening, Importing, Many)}
+CASES: dict[str, type[Case]] = {
+    case.name: case for case in (Lifecycle, Put, Attach, HandOff, Locking, Opening, Importing, Many)
+}

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.peer import Peer
 
 if TYPE_CHECKING:
+    import contextlib
     from multiprocessing.connection import Connection
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
@@ -123,6 +124,26 @@ class HandsOff(abc.ABC):
     @abc.abstractmethod
     def end(self) -> None:
         """End the worker and free the array."""
+
+
+class Locks(abc.ABC):
+    """A lock that several processes share."""
+
+    acquire: Any
+    """Call it to take the lock; waits."""
+    release: Any
+    """Call it to let the lock go."""
+
+    @abc.abstractmethod
+    def open(self) -> None:
+        """Make the lock."""
+
+    def renew(self) -> None:  # noqa: B027  most need nothing
+        """In a forked process: make what it needs of its own."""
+
+    @abc.abstractmethod
+    def hold(self) -> contextlib.AbstractContextManager[Any]:
+        """Give the lock as what a `with` block takes."""
 
 
 class PipeHandOff(HandsOff, Adapter):
