@@ -18,33 +18,24 @@ KILLS = 200
 def add(array: sa.SharedArray, until: int) -> None:
     """Add one, under the guard, until the sum is reached.
 
-    Elements: the sum; a second counter of the same; who is inside; how often someone else was; how many were healed.
+    Elements: the sum; a second counter of the same; who is inside; how often the two detectors disagreed with the guard.
     """
     me = os.getpid()
     while True:
-        with array.write(heal=True) as x:
-            if x[0] != x[1]:
-                x[0] = x[1] = max(x[0], x[1])  # someone died between the two: one addition, which counts
+        try:
+            with array.write() as x:
+                if x[2] or x[0] != x[1]:
+                    x[3] += 1  # someone is inside, or was and the guard did not say that it died
+                if x[0] >= until:
+                    return
+                x[2] = me
+                x[0] += 1
+                x[1] += 1
                 x[2] = 0
-                x[4] += 1
-            elif x[2]:
-                x[4] += 1 if not _lives(int(x[2])) else 0
-                x[3] += 1 if _lives(int(x[2])) else 0
-            if x[0] >= until:
-                return
-            x[2] = me
-            x[0] += 1
-            x[1] += 1
-            x[2] = 0
-
-
-def _lives(pid: int) -> bool:
-    """Whether the process is there, and not a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+        except sa.PoisonedError:
+            with array.write(heal=True) as x:
+                x[0] = x[1] = max(x[0], x[1])  # it may have died between the two: then its addition counts
+                x[2] = 0
 
 
 def test_a_million_additions_by_eight_processes_lose_none_to_two_hundred_deaths() -> None:
@@ -52,7 +43,7 @@ def test_a_million_additions_by_eight_processes_lose_none_to_two_hundred_deaths(
     context: Any = get_context("fork")
     dice = random.Random(5)  # noqa: S311  the same victims each time
     with sa.Store() as store:
-        array = store.zeros(5, dtype="i8")
+        array = store.zeros(4, dtype="i8")
         running = [context.Process(target=add, args=(array, TIMES), daemon=True) for _ in range(PROCESSES)]
         for process in running:
             process.start()
@@ -69,4 +60,4 @@ def test_a_million_additions_by_eight_processes_lose_none_to_two_hundred_deaths(
             assert process.exitcode == 0
         with array.read() as x:
             assert x[:2].tolist() == [TIMES, TIMES]
-            assert x[3] == 0, "two were inside together"
+            assert x[3] == 0, "two were inside together, or a death was not told"
