@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
 
 import shmarray as sa
 from tests.helpers import leaks
@@ -83,6 +83,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.flying: list[_Array] = []
         """Arrays of handles that were pickled and never loaded; an anonymous one lives as long as it has one."""
         self.slots = itertools.count()
+        self.guarded = True
 
     # -- rules: who does what ------------------------------------------------------------------------------------------
 
@@ -190,6 +191,29 @@ class StoreMachine(RuleBasedStateMachine):
         self.workers[worker].line.close()
         self.workers[worker] = _Worker(self.context, self.store)
 
+    @rule(target=arrays, worker=workers, values=VALUES)
+    def create_tree(self, worker: int, values: list[int]) -> Any:
+        """A worker puts a nested structure: one block, however many arrays; the model sees its first."""
+        slot = next(self.slots)
+        self.workers[worker].do("create tree", slot, values)
+        self.workers[worker].held[slot] = _Array(None, values)
+        return worker, slot
+
+    @precondition(lambda self: self.guarded)
+    @rule()
+    def kill_guardian(self) -> None:
+        """The guardian is killed: from now on who is killed is cleaned up after by `check(fix=True)`."""
+        pid = self.store.guardian_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: self.store.guardian_pid is None, 10, "the guardian does not end")
+        self.guarded = False
+
+    @rule(worker=workers)
+    def fork(self, worker: int) -> None:
+        """A worker forks; the child uses what its parent holds, and ends: nothing of the parent's goes with it."""
+        assert self.workers[worker].do("fork") == 0
+
     def _held(self, source: tuple[int, int]) -> _Array | None:
         """What a worker still holds in a slot: it may have been replaced since."""
         return self.workers[source[0]].held.get(source[1])
@@ -223,6 +247,8 @@ class StoreMachine(RuleBasedStateMachine):
         anonymous |= {id(array) for array in self.flying if array.name is None and array.current}
         flying = sum(array.name is None and array.current for array in self.flying)
         expected = (len(self.named), len(anonymous), flying)
+        if not self.guarded:
+            self.store.check(fix=True)
         # A killed worker's blocks are found by the guardian, which is told by the kernel and takes a moment.
         wait_until(lambda: self._files() == expected, 10, lambda: f"files {self._files()}, expected {expected}")
         for worker in self.workers:
@@ -253,6 +279,9 @@ class StoreMachine(RuleBasedStateMachine):
                 if worker.process.is_alive():
                     worker.process.kill()
                 worker.process.join(30)
+        if not self.guarded:
+            # The workers of multiprocessing end by `os._exit`, without letting go; so the next store removes what is dead.
+            sa.Store().close()
         wait_until(
             lambda: not leaks.shm_entries(f"shmarray.{os.geteuid()}.{self.store.id}."), 10, "the control file stays"
         )
