@@ -292,12 +292,16 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     return array
 
 
+def of_whole(segment: segments.Segment, whole: wholes.Whole) -> SharedArray:
+    """View all of a block of which it was noted what it looks like."""
+    return _new(SharedArray, whole.shape, whole.dtype, _frombuffer(segment, _BYTE), 0, whole.strides)
+
+
 def _attach_whole(token: bytes, code: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> SharedArray:
     """Load the handle of a whole named array. Raises as `blocks.attach` does."""
     found = wholes.find(token)
     if found is not None:
-        segment, whole = found
-        return _new(SharedArray, whole.shape, whole.dtype, _frombuffer(segment, _BYTE), 0, whole.strides)
+        return of_whole(*found)
     key = wholes.key_of(token)
     again = blocks.known(key.store, key.block, key.name)
     segment = again or blocks.attach(membership.join(key.store_key), key)

@@ -76,6 +76,11 @@ def root_of(segment: segments.Segment) -> np.ndarray[Any, Any]:
     return np.frombuffer(segment, np.uint8, block.nbytes) if block.nbytes else np.frombuffer(segment, np.uint8)[:0]
 
 
+def is_described(segment: segments.Segment) -> bool:
+    """Say whether the description of a mapped block was decoded before."""
+    return "description" in segment.tag.cache
+
+
 def describe(segment: segments.Segment) -> Description:
     """Decode what a block holds; kept with the block. Raises `CorruptBlockError`."""
     block: Block = segment.tag

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from shmarray import arrays, blocks, contents, locks, membership, trees
+from shmarray import arrays, blocks, contents, locks, membership, trees, wholes
 from shmarray._format import layouts
 from shmarray._format.handle import BlockKey
 from shmarray._os import futexes, late, segments
@@ -176,9 +176,17 @@ def add_kind(kind: str, opener: Callable[[segments.Segment], Any]) -> None:
 
 def open_segment(segment: segments.Segment) -> Any:
     """Give what a block holds: an array, a tree, or a shared object."""
-    kind = contents.describe(segment).kind
+    whole = wholes.of(segment)
+    if whole is not None:
+        return arrays.of_whole(segment, whole)
+    again = contents.is_described(segment)
+    description = contents.describe(segment)
+    kind = description.kind
     if kind is None:
-        return trees.open_segment(segment)
+        opened = trees.open_segment(segment)
+        if again and description.tree is None:
+            wholes.note(segment, opened)  # for the next time: it stays attached here
+        return opened
     if kind not in _KINDS and kind in _LATE:
         late.load(_LATE[kind])
     if kind not in _KINDS:

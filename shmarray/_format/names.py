@@ -61,6 +61,8 @@ def user_prefix(uid: int) -> str:
 
 def check(name: object, what: str = "an array") -> str:
     """Return `name` if it can name an array or a store; else raise `ArrayNameError`."""
+    if type(name) is str and _is_good(name):
+        return name
     reason = _objection(name)
     if reason is None and isinstance(name, str):
         return name
@@ -74,6 +76,12 @@ def check(name: object, what: str = "an array") -> str:
 def is_name(name: object) -> TypeGuard[str]:
     """Say whether `name` can name an array."""
     return isinstance(name, str) and _objection(name) is None
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_good(name: str) -> bool:
+    """Say whether a text can be a name; those that are used again and again are looked at once."""
+    return _objection(name) is None
 
 
 def _objection(name: object) -> str | None:
