@@ -173,9 +173,11 @@ def create(
     tree: Any = None,
     kind: str | None = None,
     replace: bool = False,
+    keeps: bool = False,
 ) -> segments.Segment:
     """Make a block with these arrays, filled before anyone can see it: by `fill`, or copied from `sources`.
 
+    With `keeps`, `fill` puts handles into it, which lie in the file from then on.
     Raises as `drafts.Draft` and its `publish` do.
     """
     placed, size = layouts.place(layout for _, layout in contents)
@@ -192,6 +194,8 @@ def create(
         if written and sources is not None:
             for source, layout in zip(sources, placed, strict=True):
                 draft.write(_bytes_of(source), layout.offset)
+        if keeps:
+            draft.appear()
         segment = draft.map(name)
         laid_out = [(dtype, layout) for (dtype, _), layout in zip(contents, placed, strict=True)]
         segment.tag.cache["description"] = Description(name, laid_out, tree, kind)

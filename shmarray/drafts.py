@@ -156,12 +156,17 @@ class Draft:
                 raise
             raise self.member.closed_error() from None
 
-    def _replace(self, path: str) -> None:
-        """Move the name to this block, then mark the block that had it."""
+    def appear(self) -> None:
+        """Have a temporary name, if there is none yet: handles that lie in a block go when no file has its inode any more."""
         if self.temporary is None:
             temporary = os.path.join(self.member.control.directory, self._draft_name())
-            segments.publish(self.fd, temporary)
+            with exhaustion.explained(self.member.control.directory, self.size):
+                segments.publish(self.fd, temporary)
             self.temporary = temporary
+
+    def _replace(self, path: str) -> None:
+        """Move the name to this block, then mark the block that had it."""
+        self.appear()
         lock = self.member.exclusively(layout.CHANGE_MARK)
         try:
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from shmarray import blocks, guards, membership
+from shmarray import blocks, guards, membership, shields
 from shmarray._format.handle import BlockKey
 from shmarray.errors import GuardTimeoutError, PoisonedError
 
@@ -271,7 +271,7 @@ def segment_behind(root: Any) -> segments.Segment:
 
 def over(kind: type[L], segment: segments.Segment) -> L:
     """Stand for the lock of an attached block."""
-    return kind(memoryview(segment), guards.guard_of(segment))
+    return kind(shields.over(segment), guards.guard_of(segment))
 
 
 def _attach(kind: type[Lock], key: tuple[Any, ...]) -> Lock:

@@ -16,9 +16,7 @@ import threading
 import weakref
 from typing import Self
 
-import numpy as np
-
-from shmarray import controls, exhaustion, reaper
+from shmarray import controls, exhaustion, reaper, shields
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, processes, segments, words
@@ -93,13 +91,9 @@ class Membership:
         self.block_prefix = os.path.join(control.directory, key.prefix)
 
     def _hold(self, leases: tuple[segments.Segment, ...]) -> None:
-        """Take over leases; those before end with their last user.
-
-        An array over each keeps the cycle collector, which does not look into arrays, from taking a mapping for garbage: it
-        would call `_left` while the mapping is still there.
-        """
+        """Take over leases; those before end with their last user. `_left` must not be called while a mapping is still there."""
         self.leases = leases
-        self._shields = [np.frombuffer(lease, np.uint8) for lease in leases]
+        self._shields = [shields.over(lease) for lease in leases]
 
     @property
     def is_owner(self) -> bool:

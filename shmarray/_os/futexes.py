@@ -10,7 +10,7 @@ import ctypes
 import platform
 
 _NUMBERS = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238, "armv7l": 240, "i686": 240}
-_FUTEX = _NUMBERS.get(platform.machine(), 98)
+NUMBER = _NUMBERS.get(platform.machine(), 98)
 _WAIT, _WAKE = 0, 1
 EVERYONE = 0x7FFF_FFFF
 
@@ -26,9 +26,9 @@ _quick = ctypes.PyDLL(None)
 def wait(address: int, value: int, seconds: float) -> None:
     """Sleep while the word at `address` is `value`, at most that long. May return for no reason: look again."""
     limit = _Timespec(int(seconds), int(seconds % 1 * 1e9))
-    _waiting.syscall(_FUTEX, ctypes.c_void_p(address), _WAIT, ctypes.c_uint32(value), ctypes.byref(limit), None, 0)
+    _waiting.syscall(NUMBER, ctypes.c_void_p(address), _WAIT, ctypes.c_uint32(value), ctypes.byref(limit), None, 0)
 
 
 def wake(address: int, count: int = EVERYONE) -> None:
     """Wake up to `count` sleepers on the word at `address`, in every process."""
-    _quick.syscall(_FUTEX, ctypes.c_void_p(address), _WAKE, ctypes.c_int(count), None, None, 0)
+    _quick.syscall(NUMBER, ctypes.c_void_p(address), _WAKE, ctypes.c_int(count), None, None, 0)

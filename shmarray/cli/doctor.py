@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from shmarray.inspection import Survey
+    from shmarray.inspection import Block, Store, Survey
 
 SUMMARY = "check this machine and what lies in its shared memory"
 OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
 _LEVELS = (OK, NOTE, WARNING, PROBLEM)
 _SHM = segments.SHM_DIRECTORY
 _SMALL = 256 << 20  # bytes; what containers give by default is a quarter of it
+_LONG_WAIT = 60.0  # seconds that one may have exclusive access while others wait, before it is told
 _FEW_DESCRIPTORS = 256
 _FEW_MAPPINGS = 65_530  # the kernel's own default
 _ENLARGE = "docker run --shm-size=2g, or mount -o remount,size=2g /dev/shm; or use Store(directory=...)"
@@ -43,7 +45,7 @@ _WITHOUT = {
     "flock kept by a mapping": "Do not use shmarray here: it could not tell the living from the dead.",
     "inotify": "Raise it: sysctl fs.inotify.max_user_instances=512. Until then guardians look 4 times a second.",
     "pidfd": "Use Linux 5.3 or later; until then a guardian notices the death of its owner within 0.25 s.",
-    "robust mutex": "Use Store(..., guard='semaphore'), or a C library that has robust mutexes.",
+    "robust mutex": "Use Store(..., guard='multiprocessing'), or a C library that has robust mutexes.",
 }
 
 
@@ -208,6 +210,8 @@ def _order(found: Survey) -> Iterator[Finding]:
         if store.state == "open" and unguarded:
             text = f"{ls.label(store.name, store.id)} has no guardian: if its owner is killed, nobody cleans up at once"
             yield Finding("no-guardian", WARNING, text, "Afterwards: python -m shmarray gc", {"store": store.id})
+        for block in store.blocks:
+            yield from _access(store, block)
     for item in gc.what_stays(found, foreseen=True):
         what = item.file if item.what in ("file", "block") else f"{ls.label(item.name, item.store)}, {item.what}"
         level = WARNING if item.what in ("file", "dead", "closed") else PROBLEM
@@ -215,3 +219,37 @@ def _order(found: Survey) -> Iterator[Finding]:
     if found.others:
         text = f"{count(found.others, 'file')} of other users in {_SHM}; they are theirs to look after"
         yield Finding("other-users", OK, text, facts={"files": found.others})
+
+
+def _access(store: Store, block: Block) -> Iterator[Finding]:
+    """Say what is in disorder with the guard of a block."""
+    guard = block.guard
+    if guard is None or block.state == "dead":
+        return
+    what = f"{block.kind} {ls.title(block)}" if block.name is not None else ls.title(block)
+    what = f"{what} of {ls.label(store.name, store.id)}"
+    facts = {"store": store.id, "name": block.name, "file": block.file, **asdict(guard)}
+    mine = "array" if block.name is None else f"store[{block.name!r}]"
+    if guard.poisoned is not None and block.kind in inspection.POISONABLE:
+        text = f"{what} is poisoned: process {guard.poisoned.pid} died while it wrote; the data may be half old and half new"
+        remedy = f"Put them right, which clears the mark: with {mine}.write(heal=True) as data: ..."
+        yield Finding("poisoned", PROBLEM, text, remedy, facts)
+    if guard.holder is None:
+        return
+    if guard.holder.alive is False:
+        text = f"process {guard.holder.pid} died while it had exclusive access to {what}, and nobody has entered since"
+        if guard.kind == "robust":
+            yield Finding("dead-holder", NOTE, text, "Nothing to do: the next who enters is told.", facts)
+        else:
+            remedy = (
+                "Delete it and make it anew; a semaphore stays taken. Store(guard='robust') has locks that survive."
+            )
+            yield Finding("dead-holder", PROBLEM, f"{text}; nobody can", remedy, facts)
+        return
+    held = 0.0 if guard.since is None else time.time() - guard.since
+    if held > _LONG_WAIT and guard.waiters:
+        pids = ", ".join(map(str, guard.waiters))
+        text = f"process {guard.holder.pid} has had exclusive access to {what} for {table.age(held)}; waiting: {pids}"
+        then = "the next gets it" if guard.kind == "robust" else "but then its lock is lost: a semaphore stays taken"
+        remedy = f"See what it does; if it hangs, end it, {then}: kill {guard.holder.pid}"
+        yield Finding("long-wait", WARNING, text, remedy, facts)

@@ -6,8 +6,9 @@ Must not know: how it is made.
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmarray import inspection
 from shmarray.cli import table
@@ -17,7 +18,7 @@ from shmarray.exhaustion import size_text
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from shmarray.inspection import Block, Process, Store, Survey
 
@@ -25,6 +26,7 @@ SUMMARY = "list the stores of this user, their arrays, and who holds them"
 _SHOWN = 20  # blocks of one store without --all
 _PIDS = 3
 _SHORTEST_ID = 4
+_INSIDES = ("Arena", "Parcel")  # what queues and containers are made of; to people it is part of them
 _COLUMNS = (
     Column("NAME", least=10),
     Column("KIND", least=7, drop=4),
@@ -112,44 +114,124 @@ def _store(store: Store, found: Survey, where: Screen, most: int | None) -> str:
         text.append(_line("owner", party(store.owner, found.commands), where))
         text.append(_line("guardian", party(store.guardian, {}) if store.guardian else "none", where))
         text.append(_line("used by", _pids(store.participants, len(store.participants)), where))
-    counted = count(sum(block.kind != "handle" for block in store.blocks), "block")
+    rows, inner = _rows(store.blocks, whole=most is None)
+    counted = count(sum(block.kind != "handle" for block in store.blocks) - inner, "block")
+    inside = f" and {inner:,} inside them" if inner else ""
     size = size_text(store.bytes) + ("" if store.capacity is None else f" of {size_text(store.capacity)}")
-    text.append(_line("holds", f"{counted}, {size}, in {store.directory}", where))
+    text.append(_line("holds", f"{counted}{inside}, {size}, in {store.directory}", where))
     if store.age is not None:
         text.append(_line("opened", f"{table.age(store.age)} ago", where))
-    blocks = store.blocks[:most]
-    if blocks:
-        text.append(table.render(_COLUMNS, [_row(block) for block in blocks], where, indent=2))
+    shown = rows[:most]
+    if shown:
+        text += _table(shown, {block.file: block for block in store.blocks}, where)
     damaged = [block for block in store.blocks if block.state == "damaged"]
     text += [table.wrap(f"{block.file}: {block.reason}", where, "  ! ", "    ") for block in damaged[:most]]
-    if len(blocks) < len(store.blocks):
-        text.append(f"  and {len(store.blocks) - len(blocks):,} more, all smaller; --all shows them\n")
+    if len(shown) < len(rows):
+        text.append(f"  and {len(rows) - len(shown):,} more, all smaller; --all shows them\n")
     return "".join(text)
 
 
-def _row(block: Block) -> list[str]:
+class _Row(NamedTuple):
+    """One block of the table, how much it takes with what is inside it, and whether others are said to be in it."""
+
+    block: Block
+    bytes: int
+    keeps: bool
+
+
+def _rows(blocks: Sequence[Block], *, whole: bool) -> tuple[list[_Row], int]:
+    """Choose what has a line of its own, biggest first, and count what is summed up with the object it is part of."""
+    known = {block.file for block in blocks}
+    inner: dict[str, int] = {}
+    summed = set()
+    for block in () if whole else blocks:
+        if block.kind in _INSIDES and block.state == "live" and len(block.kept_in) == 1 and block.kept_in[0] in known:
+            inner[block.kept_in[0]] = inner.get(block.kept_in[0], 0) + block.bytes
+            summed.add(block.file)
+    own = [block for block in blocks if block.file not in summed]
+    keepers = {file for block in own for file in block.kept_in}
+    rows = [_Row(block, block.bytes + inner.get(block.file, 0), block.file in keepers) for block in own]
+    return sorted(rows, key=lambda row: -row.bytes), len(summed)
+
+
+def _table(rows: Sequence[_Row], blocks: Mapping[str, Block], where: Screen) -> list[str]:
+    """Lay out blocks, each followed by what there is to say about access to it."""
+    lines = table.render(_COLUMNS, [_cells(row, blocks) for row in rows], where, indent=2).splitlines(keepends=True)
+    text = lines[:1]
+    now = time.time()
+    for row, line in zip(rows, lines[1:], strict=True):
+        text += [line, *(table.wrap(note, where, "    ", "      ") for note in _access(row.block, now))]
+    return text
+
+
+def _cells(row: _Row, blocks: Mapping[str, Block]) -> list[str]:
+    block = row.block
     alive = block.creator is not None and block.creator.alive is not False
     return [
-        _name(block),
+        _name(block, numbered=row.keeps),
         block.kind,
         _shape(block),
         block.dtype or "-",
-        size_text(block.bytes),
+        size_text(row.bytes),
         "-" if block.creator is None else f"{block.creator.pid}{'' if alive else ' dead'}",
-        _pids(block.holders, _PIDS),
+        _held_by(block, blocks),
         table.age(block.age),
         f"{block.state} ({block.unclaimed})" if block.unclaimed else block.state,
     ]
 
 
-def _name(block: Block) -> str:
+def _access(block: Block, now: float) -> list[str]:
+    """Say who has access to a block, who waits for it, and who died at work; nothing where there is nothing to say."""
+    guard, said = block.guard, []
+    if guard is None:
+        return []
+    if guard.holder is not None:
+        if guard.holder.alive is False:
+            said.append(f"process {guard.holder.pid} died inside, and nobody has entered since")
+        else:
+            said.append(f"held by {guard.holder.pid}{_since(guard.since, now, ' for ')}")
+    if guard.readers:
+        said.append("read by 1 process" if guard.readers == 1 else f"read by {guard.readers:,} processes")
+    if guard.waiters:
+        said.append(f"waiting: {_pids(guard.waiters, _PIDS)}")
+    lines = ["; ".join(said)] if said else []
+    if guard.poisoned is not None:
+        what = "poisoned: " if block.kind in inspection.POISONABLE else ""
+        entered = _since(guard.poisoned.since, now, ", which it entered ", " ago")
+        lines.append(f"{what}process {guard.poisoned.pid} died inside{entered}")
+    return lines
+
+
+def _since(moment: float | None, now: float, before: str, after: str = "") -> str:
+    return "" if moment is None else f"{before}{table.age(max(0.0, now - moment))}{after}"
+
+
+def _held_by(block: Block, blocks: Mapping[str, Block]) -> str:
+    """Name the processes that map a block, and the objects it is kept in."""
+    places = [f"in {title(blocks[file])}" for file in block.kept_in if file in blocks]
+    if not places:
+        return _pids(block.holders, _PIDS)
+    return ", ".join(([_pids(block.holders, _PIDS)] if block.holders else []) + places)
+
+
+def title(block: Block) -> str:
+    """Call a block by its name, or by its kind and the number in its file's name."""
+    return _name(block) if block.name is not None else f"{block.kind} {_number(block)}"
+
+
+def _number(block: Block) -> str:
+    return block.file.rpartition(".")[2][:_SHORTEST_ID]
+
+
+def _name(block: Block, *, numbered: bool = False) -> str:
     if block.name is not None:
         # What could be taken for something else is quoted.
         odd = block.name != block.name.strip() or block.name.startswith("(") or '"' in block.name or "'" in block.name
         return repr(block.name) if odd else block.name
     if block.kind == "unknown":
         return block.file.rpartition("/")[2].split(".", 3)[-1]
-    return {"draft": "(draft)", "handle": "(handle)"}.get(block.kind, "(anonymous)")
+    number = f" {_number(block)}" if numbered else ""
+    return {"draft": "(draft)", "handle": "(handle)"}.get(block.kind, f"(anonymous{number})")
 
 
 def _shape(block: Block) -> str:

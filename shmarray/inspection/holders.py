@@ -1,6 +1,7 @@
 """Which process maps which file, and whether a process or a lease is there.
 
-Owns: one reading of `/proc/PID/maps` of all processes that may map a user's files, and the questions put to it.
+Owns: one reading of `/proc/PID/maps` of all processes that may map a user's files, one look at what their threads sleep on, and the
+questions put to both.
 Must not know: what is in any file.
 """
 
@@ -11,7 +12,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from shmarray._os import flocks, processes, segments
+from shmarray._os import flocks, processes, segments, sleepers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +27,7 @@ class Holders:
         """Look at processes of that user, and at those of root."""
         self._uid = uid
         self._read = False
+        self._awaited: dict[int, set[tuple[int, int] | tuple[str, int]] | None] = {}
         self._files: dict[tuple[int, int], set[int]] = defaultdict(set)
         self._places: dict[tuple[str, int], set[int]] = defaultdict(set)
 
@@ -56,6 +58,35 @@ class Holders:
         if directory != segments.SHM_DIRECTORY:
             found = found | self._places.get((directory, info.st_ino), set())
         return tuple(sorted(found))
+
+    def waiting(self, pids: Iterable[int], info: os.stat_result, directory: str) -> tuple[int, ...] | None:
+        """Which of these processes have threads that sleep on a word of a file of that directory.
+
+        None if none is seen, and one of them may not be asked.
+        """
+        found, unknown = [], False
+        for pid in pids:
+            awaited = self._awaits(pid)
+            if awaited is None:
+                unknown = True
+            # As in `of`: where the device may be told wrongly, the place must do.
+            elif (info.st_dev, info.st_ino) in awaited or (
+                directory != segments.SHM_DIRECTORY and (directory, info.st_ino) in awaited
+            ):
+                found.append(pid)
+        return None if unknown and not found else tuple(found)
+
+    def _awaits(self, pid: int) -> set[tuple[int, int] | tuple[str, int]] | None:
+        """What a process sleeps on, by device and inode and by directory and inode; None if it may not be asked."""
+        if pid not in self._awaited:
+            files = sleepers.waited_for(pid)
+            self._awaited[pid] = (
+                None
+                if files is None
+                else {(file.device, file.inode) for file in files}
+                | {(os.path.dirname(file.path), file.inode) for file in files}
+            )
+        return self._awaited[pid]
 
     def of_unnamed(self, device: int, named: Iterable[tuple[int, int]]) -> tuple[int, ...]:
         """Pids that map a file of that device which is not among the `named`, each given as (device, inode)."""

@@ -7,18 +7,21 @@ Must not know: where files are found.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shmarray import blockfiles, contents
 from shmarray._format import header as form
 from shmarray._format import names
-from shmarray._os import segments
+from shmarray._os import flocks, segments
 from shmarray.errors import ShmArrayError
+from shmarray.inspection.access import Accesses
 from shmarray.inspection.holders import is_alive, is_free
 from shmarray.inspection.records import Block, Process
 
 if TYPE_CHECKING:
     from shmarray.inspection.holders import Holders
+    from shmarray.inspection.links import Handles
     from shmarray.inspection.records import Store
 
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, RecursionError, ShmArrayError)
@@ -58,16 +61,18 @@ def text(error: BaseException) -> str:
 class Reader:
     """Reads the blocks of one store."""
 
-    def __init__(self, store: Store, holders: Holders, now: float) -> None:
-        """Read blocks of `store`; `now` is in seconds since the epoch."""
+    def __init__(self, store: Store, holders: Holders, now: float, *, elsewhere: bool) -> None:
+        """Read blocks of `store`; `now` is in seconds since the epoch, `elsewhere`: its owner is of another pid namespace."""
         self._store = store
         self._holders = holders
         self._now = now
+        self._elsewhere = elsewhere
+        self._accesses = Accesses(store.control, elsewhere=elsewhere)
         self._creators: dict[tuple[int, int], Process] = {}
 
-    def block(self, path: str, kind: str, unclaimed: int) -> Block | None:
-        """Describe a block, of which the file name says `kind`; None if it has gone meanwhile."""
-        block = None
+    def block(self, path: str, kind: str, handles: Handles) -> Block | None:
+        """Describe a block, of which the file name says `kind`, and to which there are `handles`; None if it has gone meanwhile."""
+        block, unclaimed = None, len(handles.in_flight)
         for _ in range(_TRIES):
             try:
                 fd = segments.open_existing(path, write=False)
@@ -80,16 +85,19 @@ class Reader:
                 facts = self._read(kind, fd, info)
             finally:
                 fd.close()
-            block = Block(file=path, unclaimed=unclaimed, **self._judged(path, facts, unclaimed))
+            judged = self._judged(path, facts, handles)
+            block = Block(file=path, unclaimed=unclaimed, kept_in=handles.keepers, **judged)
             # What was deleted or replaced while it was read is not what this name stands for now.
             if identity(path) == (info.st_dev, info.st_ino):
                 return block
         return block
 
-    def stranded(self, entry: str, paths: list[str]) -> Block | None:
-        """Describe handles in flight whose block `entry` is not there: it was deleted, and they were not."""
+    def stranded(self, entry: str, handles: Handles) -> Block | None:
+        """Describe handles whose block `entry` is not there: it was deleted, and they were not."""
         # A handle is never made before its block, and never outlives it but by a deletion that was cut short.
-        info = None if segments.exists(os.path.join(self._store.directory, entry)) else status(paths[0])
+        paths = handles.in_flight + handles.stale
+        gone = bool(paths) and not segments.exists(os.path.join(self._store.directory, entry))
+        info = status(paths[0]) if gone else None
         if info is None:
             return None
         return Block(
@@ -99,7 +107,7 @@ class Reader:
             bytes=info.st_size,
             file_bytes=info.st_size,
             holders=self._holders.of(info, self._store.directory),
-            unclaimed=len(paths),
+            unclaimed=len(handles.in_flight),
             reason="its array was deleted, and this handle to it stayed",
         )
 
@@ -107,17 +115,19 @@ class Reader:
         """Read an open block: fields of `Block`."""
         if not segments.is_regular(info) or not kind.startswith(_BLOCKS):
             return {"state": "damaged", "reason": "no block is a file like that"}
-        facts = {
-            "bytes": info.st_size,
-            "file_bytes": info.st_size,
-            "holders": self._holders.of(info, self._store.directory),
-        }
+        holders = self._holders.of(info, self._store.directory)
+        facts: dict[str, Any] = {"bytes": info.st_size, "file_bytes": info.st_size, "holders": holders}
         if kind.startswith(names.TEMPORARY):
             return {**facts, "state": "making", "kind": "draft"}
         try:
-            return facts | self._described(kind, blockfiles.read_header(fd, info.st_size))
+            facts |= self._described(kind, blockfiles.read_header(fd, info.st_size))
         except UNREADABLE as error:
             return {**facts, "state": "damaged", "reason": text(error)}
+        waiters = self._holders.waiting(holders, info, self._store.directory)
+        guard = self._accesses.of(fd, info.st_size, holders, waiters)
+        if guard is not None and not holders and not flocks.try_exclusive(fd):
+            guard = replace(guard, waiters=None)  # a process that cannot be seen from here maps it
+        return {**facts, "guard": guard}
 
     def _described(self, kind: str, head: form.Header) -> dict[str, Any]:
         """Take what the header says; raises `ValueError` if it is that of another block."""
@@ -146,22 +156,23 @@ class Reader:
     def _creator(self, pid: int, start: int) -> Process:
         if (pid, start) not in self._creators:
             alive = is_alive(pid, start)
-            elsewhere = self._store.owner is not None and self._store.owner.alive is None
-            self._creators[pid, start] = Process(pid, None if elsewhere and not alive else alive)
+            self._creators[pid, start] = Process(pid, None if self._elsewhere and not alive else alive)
         return self._creators[pid, start]
 
-    def _judged(self, path: str, facts: dict[str, Any], unclaimed: int) -> dict[str, Any]:
+    def _judged(self, path: str, facts: dict[str, Any], handles: Handles) -> dict[str, Any]:
         """Say whether a block that is in order can still be attached."""
         if facts["state"] in ("dead", "damaged") or self._store.state == "damaged":
             return facts
         if self._store.state in _ENDED:
             return {**facts, "state": "dead", "reason": _ENDED[self._store.state]}
         named = facts.get("name") is not None
-        if facts["holders"] or named or not is_free(path):
+        if facts["holders"] or named or handles.kept or not is_free(path):
             return facts
         if facts["state"] == "making":
             return {**facts, "state": "dead", "reason": "it was never finished, and its maker is gone"}
-        if unclaimed:
+        if handles.in_flight:
             reason = "only handles keep it that were pickled and not loaded yet"
             return {**facts, "state": "unclaimed", "reason": reason}
+        if handles.stale:
+            return {**facts, "state": "dead", "reason": "the object in which it was kept is gone"}
         return {**facts, "state": "dead", "reason": "nobody holds it, and no handle to it is in flight"}

@@ -14,8 +14,8 @@ How a store stands:
 
 and a block:
 
-    live        it can be attached
-    unclaimed   only handles keep it that were pickled and not loaded yet
+    live        it can be attached, or taken out of the object in which it is kept
+    unclaimed   only handles keep it that were pickled and not loaded yet, and lie in no object
     making      its maker is at work on it
     dead        nobody can attach it any more
     damaged     it is not what its name says
@@ -24,6 +24,9 @@ and a block:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+POISONABLE = ("array", "tree")
+"""Kinds of blocks that stay poisoned until someone puts the data right; other objects do so by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,38 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
+class Poison:
+    """A death at work: `pid` had exclusive access when it died, which it had since `since`, in seconds since the epoch."""
+
+    pid: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Who has access to a block, and who waits for it, at one moment.
+
+    `kind` is "robust" or "multiprocessing". `holder` has exclusive access, `since` seconds since the epoch; it is not alive only on the
+    kernel's word, and then nobody has entered since. `readers` counts the living processes that read (None: it cannot be known),
+    `waiters` are the pids with threads that sleep on a word of the block (None: the kernel does not let us see).
+    """
+
+    kind: str
+    holder: Process | None = None
+    since: float | None = None
+    readers: int | None = None
+    waiters: tuple[int, ...] | None = None
+    poisoned: Poison | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """One block: sizes in bytes, `age` in seconds, `holders` the pids that map it now.
 
     `kind` is "array", "tree", what the store calls another object ("Lock", "Event", ...), "draft" (being made), "handle"
-    (its block is deleted) or "unknown". `arrays` counts the arrays of a tree, `unclaimed` the handles in flight; `bytes`
-    is the data, `file_bytes` what it takes. `reason` explains a state that is not live.
+    (its block is deleted) or "unknown". `arrays` counts the arrays of a tree, `unclaimed` the handles in flight; `kept_in` are the
+    files of the blocks in which handles to it lie. `bytes` is the data, `file_bytes` what it takes. `reason` explains a state that
+    is not live. `guard` is None where the file has none.
     """
 
     file: str
@@ -55,6 +84,8 @@ class Block:
     creator: Process | None = None
     holders: tuple[int, ...] = ()
     unclaimed: int = 0
+    kept_in: tuple[str, ...] = ()
+    guard: Guard | None = None
     age: float | None = None
     reason: str | None = None
 

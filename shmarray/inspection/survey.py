@@ -16,7 +16,7 @@ from shmarray import reaper
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, processes, segments, words
-from shmarray.inspection import orphans
+from shmarray.inspection import links, orphans
 from shmarray.inspection.holders import Holders, is_alive, is_free
 from shmarray.inspection.reading import UNREADABLE, Reader, identity, text
 from shmarray.inspection.records import Process, Store, Stray, Survey
@@ -151,7 +151,7 @@ class _Look:
             participants=participants,
             age=max(0.0, self.now - record.born / 1e9),
         )
-        return self._with_blocks(key, store)
+        return self._with_blocks(key, store, elsewhere=_is_elsewhere(record))
 
     def _list_also(self, directory: str) -> str | None:
         """List the directory of a store; says why if it cannot be read."""
@@ -183,21 +183,19 @@ class _Look:
         doubt = orphans.doubt(store.blocks, self.holders, self._named)
         return replace(store, reason=doubt, removable=doubt is None) if store.blocks else None
 
-    def _with_blocks(self, key: StoreKey, store: Store) -> Store:
+    def _with_blocks(self, key: StoreKey, store: Store, *, elsewhere: bool = False) -> Store:
         """Add the blocks of a store, biggest first."""
         kinds = [(path, os.path.basename(path)[len(key.prefix) :]) for path in self._files[key]]
-        handles: dict[str, list[str]] = defaultdict(list)
-        for path, kind in kinds:
-            if kind.startswith(names.IN_FLIGHT):
-                handles[names.ANONYMOUS + kind[len(names.IN_FLIGHT) :].partition(".")[0]].append(path)
-        reader = Reader(store, self.holders, self.now)
+        handles = links.sort(key, kinds)
+        reader = Reader(store, self.holders, self.now, elsewhere=elsewhere)
         found = [
-            reader.block(path, kind, len(handles.pop(kind, [])))
+            reader.block(path, kind, handles.pop(kind, links.NONE))
             for path, kind in kinds
             if kind not in (names.CONTROL, names.CLAIM) and not kind.startswith(names.IN_FLIGHT)
         ]
-        found += [reader.stranded(key.prefix + kind, paths) for kind, paths in handles.items()]
-        there = sorted((block for block in found if block is not None), key=lambda block: (-block.bytes, block.file))
+        found += [reader.stranded(key.prefix + kind, stranded) for kind, stranded in handles.items()]
+        blocks = links.follow(block for block in found if block is not None)
+        there = sorted(blocks, key=lambda block: (-block.bytes, block.file))
         return replace(store, blocks=tuple(there), bytes=sum(block.file_bytes for block in there))
 
 
@@ -221,11 +219,16 @@ def _marks(path: str) -> tuple[bool, bool]:
         fd.close()
 
 
+def _is_elsewhere(record: layout.Control) -> bool:
+    """Whether a store was opened, in this boot, in a pid namespace where our pids are other processes."""
+    return record.boot == processes.boot_id() and record.owner[2] != processes.pid_namespace()
+
+
 def _owner(record: layout.Control, *, owned: bool) -> Process:
-    pid, start, namespace = record.owner
+    pid, start, _ = record.owner
     if owned:
         return Process(pid, alive=True)
-    if record.boot == processes.boot_id() and namespace != processes.pid_namespace():
+    if _is_elsewhere(record):
         return Process(pid, alive=None)
     return Process(pid, record.boot == processes.boot_id() and is_alive(pid, start))
 

@@ -1,6 +1,7 @@
 """Places for the command line to look at: dead stores made by a real SIGKILL, foreign files, and the command itself.
 
-Owns: running `python -m shmarray` from outside, killing an owner together with its guardian, and tidying up after both.
+Owns: running `python -m shmarray` from outside, killing an owner together with its guardian, children that stay where they are, and tidying
+up after all of them.
 Must not know: what is expected of the commands.
 """
 
@@ -12,15 +13,16 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from tests.helpers.leaks import SHM, mappings, shm_entries
-from tests.helpers.processes import Child, Finished, is_running, run_command, wait_until
+from tests.helpers.processes import Child, Finished, is_running, kill_and_reap, run_command, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 UID = os.geteuid()
 IS_ROOT = UID == 0
@@ -151,6 +153,45 @@ def member(store: str, array: str | None = None) -> Iterator[Child]:
         child.wait_for("ready")
         yield child
         child.kill()
+
+
+@contextlib.contextmanager
+def forked(work: Callable[[Callable[[], None]], object]) -> Iterator[int]:
+    """A forked child that does `work`, by its pid; SIGKILL ends it.
+
+    Work is given a function by which it says "I am here" and then stays there. The block begins when that was said.
+    """
+    with waiting(work) as (pid, said):
+        assert os.read(said, 1), "the child ended before it had come there"
+        yield pid
+
+
+@contextlib.contextmanager
+def waiting(work: Callable[[Callable[[], None]], object]) -> Iterator[tuple[int, int]]:
+    """As `forked`, for work that does not come there, for it waits: the block begins at once. Gives the pipe besides."""
+    mine, its = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            work(lambda: _stay(its))
+        except BaseException:  # noqa: BLE001  nothing of pytest may run here
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    os.close(its)
+    try:
+        yield pid, mine
+    finally:
+        os.close(mine)
+        with contextlib.suppress(ChildProcessError):  # the test has reaped it
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                kill_and_reap(pid)
+
+
+def _stay(pipe: int) -> None:
+    os.write(pipe, b"x")
+    while True:
+        signal.pause()
 
 
 @contextlib.contextmanager

@@ -157,8 +157,8 @@ def test_the_json_has_the_fields_that_are_documented() -> None:
         answer = facts(command)
         assert (answer["schema"], answer["command"]) == (answers.SCHEMA, command)
         assert [field for field in answer if f"`{field}`" not in text] == []
-    records = [inspection.Store, inspection.Block, inspection.Process, inspection.Stray]
-    for record in (*records, gc.Removed, gc.Left, doctor.Finding):
+    records = [inspection.Store, inspection.Block, inspection.Guard, inspection.Poison, inspection.Process]
+    for record in (*records, inspection.Stray, gc.Removed, gc.Left, doctor.Finding):
         fields = [field.name for field in dataclasses.fields(record)]
         assert [field for field in fields if f"`{field}`" not in text] == [], record
 

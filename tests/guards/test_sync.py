@@ -14,7 +14,7 @@ import pytest
 
 import shmarray as sa
 from tests.guards import actors
-from tests.helpers.processes import reap, wait_until
+from tests.helpers.processes import reap, run_script, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -339,3 +339,20 @@ def test_ctrl_c_comes_through_every_wait() -> None:
                 finally:
                     os._exit(code)
             assert reap(pid) == 0, name
+
+
+@pytest.mark.parametrize("name", [None, "l"])
+def test_a_lock_that_is_dropped_while_it_is_held_stays_mapped(name: str | None) -> None:
+    """The collector does not unmap a held mutex, through which the kernel's list of held ones leads."""
+    source = f"""
+import gc
+import shmarray as sa
+with sa.Store() as store:
+    other, lock = store.Lock(), store.Lock(name={name!r})
+    lock.acquire()
+    del lock
+    gc.collect()
+    with other:
+        print("fine")
+"""
+    assert run_script(source).expect() == "fine\n"

@@ -18,7 +18,7 @@ PACKAGE = "shmarray"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "_os"),
     ("_format",),
-    ("reaper", "exhaustion"),
+    ("reaper", "exhaustion", "shields"),
     ("controls",),
     ("membership",),
     ("founding",),

@@ -23,10 +23,15 @@ def serve(store: sa.Store, line: Any) -> None:
             held.clear()
             line.send(("ok", None))
             return
-        try:
-            line.send(("ok", _do(store, held, verb, arguments)))
-        except sa.ShmArrayError as error:
-            line.send(("error", type(error).__name__))
+        line.send(_answer(store, held, verb, arguments))
+
+
+def _answer(store: sa.Store, held: dict[int, Any], verb: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
+    """Carry out a command. An error's traceback holds what the frames held: it is gone before the answer is sent."""
+    try:
+        return "ok", _do(store, held, verb, arguments)
+    except sa.ShmArrayError as error:
+        return "error", type(error).__name__
 
 
 def _fork(held: dict[int, Any]) -> int:
