@@ -156,17 +156,18 @@ class Draft:
                 raise
             raise self.member.closed_error() from None
 
-    def appear(self) -> None:
+    def appear(self) -> str:
         """Have a temporary name, if there is none yet: handles that lie in a block go when no file has its inode any more."""
         if self.temporary is None:
             temporary = os.path.join(self.member.control.directory, self._draft_name())
             with exhaustion.explained(self.member.control.directory, self.size):
                 segments.publish(self.fd, temporary)
             self.temporary = temporary
+        return self.temporary
 
     def _replace(self, path: str) -> None:
         """Move the name to this block, then mark the block that had it."""
-        self.appear()
+        temporary = self.appear()
         lock = self.member.exclusively(layout.CHANGE_MARK)
         try:
             try:
@@ -175,7 +176,7 @@ class Draft:
                 old = None  # not there, or nothing of ours: the move tells
             try:
                 try:
-                    segments.replace(self.temporary, path)
+                    segments.replace(temporary, path)
                 except (IsADirectoryError, PermissionError) as error:
                     raise blockfiles.corrupt(path, os.strerror(error.errno or 0)) from None
                 if old is not None:

@@ -23,6 +23,7 @@ once in a slice of time; the slice is when to look, never the proof.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 import threading
@@ -171,6 +172,9 @@ class Guard(GuardWords):
             code = mutexes.mutex_wait(self._lock, left) if self._robust else mutexes.semaphore_wait(self._lock, left)
         if code == _DIED:
             self._recover()
+        elif code == errno.EDEADLK:
+            # A signal handler or finalizer, between the call into C and the note that it succeeded.
+            raise self._twice("is just taking or leaving it")
         elif code != _FREE:
             raise OSError(code, f"the lock of {self.label} answers {code}: its bytes are damaged")
         return True

@@ -16,21 +16,22 @@ import pickle
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
-from shmarray import blocks, contents, keeping, objects, reaper
+from shmarray import blocks, contents, keeping, objects, reaper, shields
 from shmarray._format import layouts, names
 from shmarray._format.handle import BlockKey
 from shmarray._os import late, segments
 from shmarray.guards import SLICE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shmarray.membership import Membership
 
+Result = TypeVar("Result")
 PLAIN, ELSEWHERE = 0, 1
 """Kinds of parcels: the bytes themselves; where they are."""
 _LARGE = 32 << 10  # bytes that get a block of their own
@@ -84,14 +85,14 @@ class Arena:
         self.segment = segment
         self.number: int = segment.tag.key.block
         self.size = segment.tag.nbytes - self.HEAD
-        self.memory = memoryview(segment)  # an export: the words lie in what it keeps mapped
+        self.memory = shields.over(segment).data  # the words lie in what it keeps mapped
         self.words = (ctypes.c_int64 * (self.HEAD // 8)).from_address(segments.address_of(segment))
 
 
 class Keeper(objects.SharedObject):
     """What keeps: one shared object, as those see it who keep something in it. Everything happens with its guard held."""
 
-    __slots__ = ("_outer",)
+    __slots__ = ()
 
     @classmethod
     def of(cls, shared: objects.SharedObject) -> Self:
@@ -99,7 +100,6 @@ class Keeper(objects.SharedObject):
         return cls._over(objects.segment_of(shared))
 
     def _attached(self) -> None:
-        self._outer = 0
         self._segment.tag.cache[blocks.KEEPS] = True
 
     @property
@@ -113,36 +113,59 @@ class Keeper(objects.SharedObject):
 
     # -- the guard -----------------------------------------------------------------------------------------------------
 
-    def enter(self, shelves: Sequence[Mendable], deadline: float | None = None) -> bool:
-        """Take the guard and, if its last holder did not come to the end of what it did, mend `shelves`; false at the deadline."""
-        left = None if deadline is None else max(SLICE, deadline - time.monotonic())
+    def within(
+        self,
+        work: Callable[[], Result],
+        shelves: Sequence[Mendable],
+        deadline: float | None = None,
+        late: type[Exception] = TimeoutError,
+        *,
+        open_to_me: bool = False,
+    ) -> Result:
+        """Do `work` with the guard held and give what it gives; raises `late` if the guard is not to be had before the deadline.
+
+        If the last holder did not come to the end of what it did, `shelves` are mended before. While inside, this thread cannot get in
+        a second time, a finalizer for instance, which gets `GuardError`; with `open_to_me` it can, as inside `with get_lock()`.
+        """
         guard = self._guard
-        if guard.depth and guard.owner == threading.get_ident():
-            # Inside `with get_lock()`. The depth is put away, so that nothing gets in here a second time, such as a finalizer.
-            self._outer, guard.depth = guard.depth, 0
-        elif not guard.acquire(self._array, left):
-            return False
+        outer = guard.depth if guard.owner == threading.get_ident() else 0
+        if outer:
+            guard.depth = 0
+        else:
+            left = None if deadline is None else max(SLICE, deadline - time.monotonic())
+            if not guard.acquire(self._array, left):
+                raise late
         try:
-            if self._guard.poison() is not None:
-                for shelf in shelves:
-                    shelf.mend()
-                self._drop_other_arenas({shelf.arena_number for shelf in shelves})
-                self._guard.heal()
-        except BaseException:
-            self.leave()
-            raise
-        return True
+            guard.depth = 0  # what an RLock left there
+            if guard.is_poisoned():
+                self._mend(shelves)
+            if open_to_me:
+                guard.depth = 1
+            return work()
+        finally:
+            # A signal's handler may raise as the first step of leaving; every step may be done twice.
+            try:
+                self._leave(outer)
+            except BaseException:
+                self._leave(outer)
+                raise
+
+    def _mend(self, shelves: Sequence[Mendable]) -> None:
+        for shelf in shelves:
+            shelf.mend()
+        self._drop_other_arenas({shelf.arena_number for shelf in shelves})
+        self._guard.heal()
+
+    def _leave(self, outer: int) -> None:
+        """Let the guard go, or go back to how often this thread had it before. May be repeated."""
+        if outer:
+            self._guard.depth = outer
+        elif self._guard.owner == threading.get_ident():
+            self._guard.release()
 
     def spoil(self) -> None:
         """With the guard held, on the way out with an error: whoever enters next mends."""
         self._guard.spoil()
-
-    def leave(self) -> None:
-        """Let the guard go, or go back to who had it."""
-        if self._outer:
-            self._guard.depth, self._outer = self._outer, 0
-        else:
-            self._guard.release()
 
     # -- what is kept --------------------------------------------------------------------------------------------------
 
@@ -188,13 +211,17 @@ class Keeper(objects.SharedObject):
         return blocks.attach(self._member, key)
 
     def pack(self, value: Any) -> Parcel:
-        """Make a parcel of a value; arrays of a store go as handles, which it then keeps. Raises what pickling raises."""
+        """Make a parcel of a value; arrays of a store go as handles, which it then keeps.
+
+        Raises what pickling raises, `StoreFullError`, `StoreClosedError`.
+        """
         with keeping.kept_in(self._segment.tag.identity[1]) as links:
             data = dumps(value)
             return self.pack_bytes(data, links)
 
     def pack_bytes(self, data: bytes | memoryview, links: list[str] | None = None) -> Parcel:
-        """Make a parcel of bytes."""
+        """Make a parcel of bytes. Raises `StoreFullError`, `StoreClosedError`."""
+        self._member.require_open()  # nothing goes into what nobody will find
         links = [] if links is None else links
         if len(data) <= _LARGE:
             return Parcel(PLAIN, data, links)

@@ -232,7 +232,8 @@ class RLock(Lock):
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take the lock, once more if this thread has it already."""
-        if self._is_mine():
+        # Without a depth this thread is in the midst of a change (`keepers`), into which nothing else may come.
+        if self._is_mine() and self._guard.depth:
             self._guard.depth += 1
             return True
         if not super().acquire(block, timeout):
@@ -245,6 +246,8 @@ class RLock(Lock):
         if self._is_mine() and self._guard.depth > 1:
             self._guard.depth -= 1
         else:
+            if self._is_mine():
+                self._guard.depth = 0
             self._guard.release()
 
     def _count(self) -> int:

@@ -69,7 +69,10 @@ class SharedMemory(objects.SharedObject):
         return int(self._array.nbytes)
 
     def close(self) -> None:
-        """Give up `buf` in this process, by this object; raises `BufferError` while something still uses it. May be repeated."""
+        """Give up `buf` in this process, by this object; arrays made of it stay valid. May be repeated.
+
+        Raises `BufferError` while something has `buf` itself locked.
+        """
         if self._buf is not None:
             self._buf.release()
             self._buf = None

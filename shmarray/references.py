@@ -40,12 +40,15 @@ def put(member: Membership, value: Any, name: str | None, *, replace: bool) -> A
     def fill(memory: np.ndarray[Any, Any]) -> None:
         with keeping.kept_in(contents.inode_of(memory)) as links:
             data = keepers.dumps(value)
+            if len(data) > _ROOM:
+                message = f"the handle has {len(data)} bytes, and there is room for {_ROOM}: a barrier's action must be small to pickle"
+                raise ValueError(message)
             made.extend(links)
             memory[: len(data)] = np.frombuffer(data, np.uint8)
 
     leaf = (_BYTES, layouts.Layout((_ROOM,), None, _ROOM))
     try:
-        contents.create(member, name, [leaf], fill=fill, kind=_KIND, replace=replace)
+        contents.create(member, name, [leaf], fill=fill, kind=_KIND, replace=replace, keeps=True)
     except BaseException:
         for link in made:
             segments.unlink(link)

@@ -11,6 +11,7 @@ and may have a name by which other processes of the store find it: `store["name"
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 from shmarray import locks, objects
@@ -56,11 +57,11 @@ class Vocabulary:
 
     def Semaphore(self, value: int = 1, *, name: str | None = None) -> sync.Semaphore:  # noqa: N802  as in multiprocessing
         """Make a semaphore with `value` permits; see `shmarray.sync.Semaphore`."""
-        return sync.Semaphore.make(self._open(), value, _checked(name))
+        return sync.Semaphore.make(self._open(), operator.index(value), _checked(name))
 
     def BoundedSemaphore(self, value: int = 1, *, name: str | None = None) -> sync.BoundedSemaphore:  # noqa: N802
         """Make a semaphore that cannot be released more often than it was acquired."""
-        return sync.BoundedSemaphore.make(self._open(), value, _checked(name))
+        return sync.BoundedSemaphore.make(self._open(), operator.index(value), _checked(name))
 
     def Event(self, *, name: str | None = None) -> sync.Event:  # noqa: N802  as in multiprocessing
         """Make an event that is not set; see `shmarray.sync.Event`."""
@@ -68,7 +69,7 @@ class Vocabulary:
 
     def Condition(self, lock: locks.Lock | None = None, *, name: str | None = None) -> sync.Condition:  # noqa: N802
         """Make a condition of a lock of a store, by default of an `RLock` of its own; see `shmarray.sync.Condition`."""
-        return sync.Condition.make(self._open(), lock, _checked(name))
+        return sync.Condition.make(self._open(), _lock(lock), _checked(name))
 
     def Barrier(  # noqa: N802  as in multiprocessing
         self,
@@ -79,32 +80,32 @@ class Vocabulary:
         name: str | None = None,
     ) -> sync.Barrier:
         """Make a barrier for `parties`; see `shmarray.sync.Barrier`."""
-        return sync.Barrier.make(self._open(), parties, action, timeout, _checked(name))
+        return sync.Barrier.make(self._open(), operator.index(parties), action, timeout, _checked(name))
 
     def Value(  # noqa: N802  as in multiprocessing
-        self, typecode_or_type: Any, init: Any = 0, *, lock: locks.Lock | None = None, name: str | None = None
+        self, typecode_or_type: Any, init: Any = 0, *, lock: locks.Lock | bool = True, name: str | None = None
     ) -> values.Value:
-        """Make a value of a type code, ctypes type or dtype; see `shmarray.values.Value`."""
-        return values.Value.make(self._open(), typecode_or_type, init, lock, _checked(name))
+        """Make a value of a type code, ctypes type or dtype; it always has a lock. See `shmarray.values.Value`."""
+        return values.Value.make(self._open(), typecode_or_type, init, _lock(lock), _checked(name))
 
     def Array(  # noqa: N802  as in multiprocessing
         self,
         typecode_or_type: Any,
         size_or_initializer: Any,
         *,
-        lock: locks.Lock | None = None,
+        lock: locks.Lock | bool = True,
         name: str | None = None,
     ) -> values.Array:
         """Make an array of that many zeros, or of what an iterable gives; see `shmarray.values.Array`."""
-        return values.Array.make(self._open(), typecode_or_type, size_or_initializer, lock, _checked(name))
+        return values.Array.make(self._open(), typecode_or_type, size_or_initializer, _lock(lock), _checked(name))
 
     def Queue(self, maxsize: int = 0, *, name: str | None = None) -> queues.Queue:  # noqa: N802  as in multiprocessing
         """Make a queue of at most `maxsize` values, or without bound; see `shmarray.queues.Queue`."""
-        return queues.Queue.make(self._open(), maxsize, _checked(name))
+        return queues.Queue.make(self._open(), operator.index(maxsize), _checked(name))
 
     def JoinableQueue(self, maxsize: int = 0, *, name: str | None = None) -> queues.JoinableQueue:  # noqa: N802
         """Make a queue that counts what has been dealt with; see `shmarray.queues.JoinableQueue`."""
-        return queues.JoinableQueue.make(self._open(), maxsize, _checked(name))
+        return queues.JoinableQueue.make(self._open(), operator.index(maxsize), _checked(name))
 
     def SimpleQueue(self, *, name: str | None = None) -> queues.SimpleQueue:  # noqa: N802  as in multiprocessing
         """Make a queue with `put`, `get` and `empty` alone."""
@@ -112,11 +113,11 @@ class Vocabulary:
 
     def LifoQueue(self, maxsize: int = 0, *, name: str | None = None) -> queues.LifoQueue:  # noqa: N802  as in queue
         """Make a queue from which the value put last is taken first; see `shmarray.queues.LifoQueue`."""
-        return queues.LifoQueue.make(self._open(), maxsize, _checked(name))
+        return queues.LifoQueue.make(self._open(), operator.index(maxsize), _checked(name))
 
     def PriorityQueue(self, maxsize: int = 0, *, name: str | None = None) -> queues.PriorityQueue:  # noqa: N802
         """Make a queue from which the least value is taken first; see `shmarray.queues.PriorityQueue`."""
-        return queues.PriorityQueue.make(self._open(), maxsize, _checked(name))
+        return queues.PriorityQueue.make(self._open(), operator.index(maxsize), _checked(name))
 
     def Pipe(self, duplex: bool = True) -> tuple[queues.Connection, queues.Connection]:  # noqa: N802, FBT001, FBT002
         """Make a pipe and give its two ends; without `duplex` the first only receives, the second only sends."""
@@ -124,7 +125,7 @@ class Vocabulary:
 
     def SharedMemory(self, size: int, *, name: str | None = None) -> memory.SharedMemory:  # noqa: N802
         """Make `size` bytes of bare memory; see `shmarray.memory.SharedMemory`."""
-        return memory.SharedMemory.make(self._open(), size, _checked(name))
+        return memory.SharedMemory.make(self._open(), operator.index(size), _checked(name))
 
     def ShareableList(  # noqa: N802  as in multiprocessing.shared_memory
         self, sequence: Iterable[Any] = (), *, name: str | None = None
@@ -143,6 +144,16 @@ class Vocabulary:
     def Namespace(self, **items: Any) -> managed.Namespace:  # noqa: N802  as of a manager
         """Make a namespace with these attributes; see `shmarray.managed.Namespace`. `store["name"] = it` gives it a name."""
         return managed.Namespace.make_of(self._open(), items)
+
+
+def _lock(lock: object) -> locks.Lock | None:
+    """Read a `lock` argument: one of a store; or None, True, False, as `multiprocessing` has it: the object's own."""
+    if lock is None or isinstance(lock, bool):
+        return None
+    if isinstance(lock, locks.Lock):
+        return lock
+    message = f"the lock must be one of a store, not {type(lock).__name__}: store.Lock(), store.RLock() or the lock of an array"
+    raise TypeError(message)
 
 
 def _checked(name: str | None) -> str | None:

@@ -14,7 +14,7 @@ from shmarray.managed import journals
 from shmarray.managed.journals import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from shmarray.membership import Membership
 
@@ -108,21 +108,14 @@ class SharedDict(_Keyed, MutableMapping[Any, Any]):
         """Remove a key and its value."""
         self._delete(key)
 
-    def _read(self, look: Callable[[], Any]) -> Any:
-        self._enter()
-        try:
-            return look()
-        finally:
-            self._keeper.leave()
-
     def __contains__(self, key: object) -> bool:
         """Whether there is such a key."""
-        found: bool = self._read(lambda: key in self._index)
+        found: bool = self._within(lambda: key in self._index)
         return found
 
     def __len__(self) -> int:
         """How many keys there are."""
-        count: int = self._read(lambda: len(self._index))
+        count: int = self._within(lambda: len(self._index))
         return count
 
     def __iter__(self) -> Iterator[Any]:
@@ -131,7 +124,7 @@ class SharedDict(_Keyed, MutableMapping[Any, Any]):
 
     def keys(self) -> list[Any]:  # type: ignore[override]  # as a manager's proxy: a list of one moment
         """All keys."""
-        found: list[Any] = self._read(lambda: list(self._index))
+        found: list[Any] = self._within(lambda: list(self._index))
         return found
 
     def values(self) -> list[Any]:  # type: ignore[override]  # as keys
@@ -163,30 +156,39 @@ class SharedDict(_Keyed, MutableMapping[Any, Any]):
 
     def pop(self, key: Any, default: Any = _MISSING) -> Any:
         """Remove a key and give its value; of several who try, one gets it."""
-        with self.get_lock():
+
+        def take() -> Any:
             if key not in self:
                 if default is _MISSING:
                     raise KeyError(key)
                 return default
             value = self[key]
             del self[key]
-        return value
+            return value
+
+        return self._within(take, open_to_me=True)
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove the key put last and give it with its value."""
-        with self.get_lock():
+
+        def take() -> tuple[Any, Any]:
             keys = self.keys()
             if not keys:
                 message = "popitem(): dictionary is empty"
                 raise KeyError(message)
             return keys[-1], self.pop(keys[-1])
 
+        return self._within(take, open_to_me=True)
+
     def setdefault(self, key: Any, default: Any = None) -> Any:
         """Give the value of a key; if there is none, put `default` there first. Of several who try, one puts."""
-        with self.get_lock():
+
+        def find() -> Any:
             if key not in self:
                 self[key] = default
             return self[key]
+
+        return self._within(find, open_to_me=True)
 
     def __or__(self, other: Mapping[Any, Any]) -> dict[Any, Any]:
         """Give a plain dict with what is in both."""

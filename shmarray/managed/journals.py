@@ -16,7 +16,7 @@ import pickle
 import struct
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from shmarray import keepers, objects
+from shmarray import keepers, keeping, objects
 from shmarray.errors import ArrayNotFoundError
 from shmarray.keepers import Keeper, Parcel
 
@@ -93,15 +93,14 @@ class Container(objects.SharedObject):
     def mend(self) -> None:
         """Nothing has to be put right after a death: a change is valid or not by one store."""
 
-    def _enter(self) -> None:
-        """Take the guard, and read on in the journal."""
-        self._keeper.enter((self,))
-        try:
+    def _within(self, work: Callable[[], keepers.Result], *, open_to_me: bool = False) -> keepers.Result:
+        """Take the guard, read on in the journal, and do `work`; with `open_to_me` this thread may get in once more meanwhile."""
+
+        def work_on() -> keepers.Result:
             self._catch_up()
-        except BaseException:
-            self._read_to = -1  # what was read may be half applied: begin anew next time
-            self._keeper.leave()
-            raise
+            return work()
+
+        return self._keeper.within(work_on, (self,), open_to_me=open_to_me)
 
     def _catch_up(self) -> None:
         number = self._words[_ARENA]
@@ -111,11 +110,16 @@ class Container(objects.SharedObject):
             self._arena = self._keeper.find_arena(number)
             self._read_to = 0
             self._forget()
-        end = self._arena.words[_END]
-        while self._read_to < end:
-            size, record = self._record(self._arena, self._read_to)
+        at, end = self._read_to, self._arena.words[_END]
+        if at == end:
+            return
+        # Whoever is interrupted here, or forked, has applied who knows how much, and begins anew.
+        self._read_to = -1
+        while at < end:
+            size, record = self._record(self._arena, at)
             self._apply(record)
-            self._read_to += size
+            at += size
+        self._read_to = at
 
     def _record(self, arena: Arena, at: int) -> tuple[int, Record]:
         start = arena.HEAD + at
@@ -130,14 +134,14 @@ class Container(objects.SharedObject):
         Raises what `decide` raises, `StoreFullError`, `StoreClosedError`; then nothing has changed, and `parcels` are given back.
         """
         begun: list[tuple[Arena, int]] = []
+
+        def change() -> None:
+            changes = decide()
+            if changes:
+                self._append([(change, self._packed(change)) for change in changes], begun)
+
         try:
-            self._enter()
-            try:
-                changes = decide()
-                if changes:
-                    self._append([(change, self._packed(change)) for change in changes], begun)
-            finally:
-                self._keeper.leave()
+            self._within(change)
         except BaseException:
             # An exception from a signal handler may come after the step that made the changes valid: then they are.
             if not begun or begun[0][0].words[_END] == begun[0][1]:
@@ -147,10 +151,15 @@ class Container(objects.SharedObject):
 
     def _packed(self, change: Change) -> bytes:
         parcel = change.value
+        with keeping.kept_in(objects.segment_of(self).tag.identity[1]) as handles:
+            text = _text(change.argument)
+            if handles:
+                message = "a key may not be an array or a shared object without a name, nor hold one: its handle can be loaded once"
+                raise TypeError(message)
         if parcel is None:
-            return _record_bytes(change.what, change.argument, keepers.PLAIN, b"", b"")
+            return _record_bytes(change.what, text, keepers.PLAIN, b"", b"")
         links = b"\0".join(link.removeprefix(self._keeper.prefix).encode() for link in parcel.links)
-        return _record_bytes(change.what, change.argument, parcel.kind, links, bytes(parcel.data))
+        return _record_bytes(change.what, text, parcel.kind, links, bytes(parcel.data))
 
     def _append(self, packed: list[tuple[Change, bytes]], begun: list[tuple[Arena, int]]) -> None:
         need = sum(len(data) for _, data in packed)
@@ -158,44 +167,43 @@ class Container(objects.SharedObject):
         if arena is None or arena.words[_END] + need > arena.size:
             arena = self._renew(need)
         at = begin = arena.words[_END]
-        for _, data in packed:
+        # Applied here first: what cannot be applied must not become valid, for nobody could read on behind it.
+        self._read_to = -1
+        dropped: list[int] = []
+        for change, data in packed:
             arena.memory[arena.HEAD + at : arena.HEAD + at + len(data)] = data
+            dropped += self._apply(Record(change.what, change.argument, at))
             at += len(data)
         begun.append((arena, begin))
         arena.words[_END] = at
-        dropped: list[int] = []
-        at = begin
-        try:
-            for change, data in packed:
-                dropped += self._apply(Record(change.what, change.argument, at))
-                at += len(data)
-            self._read_to = at
-        except BaseException:
-            self._read_to = -1
-            raise
+        self._read_to = at
         for place in dropped:
             self._drop_value(place)
 
     def _renew(self, need: int) -> Arena:
         """Write the journal anew, with what is in the container now, where there is room for `need` bytes more."""
         pieces = [self._rewritten(argument, at) for argument, at in self._places()]
-        arena = self._keeper.make_arena(_size_for(sum(map(len, pieces)) + need))
-        at = 0
-        for data in pieces:
-            arena.memory[arena.HEAD + at : arena.HEAD + at + len(data)] = data
-            at += len(data)
-        arena.words[_END] = at
-        before = self._words[_ARENA]
-        self._words[_ARENA] = keepers.signed(arena.number)
-        self._read_to = -1  # places have changed
-        if before:
-            self._keeper.drop_arena(before)
+        try:
+            arena = self._keeper.make_arena(_size_for(sum(map(len, pieces)) + need))
+            at = 0
+            for data in pieces:
+                arena.memory[arena.HEAD + at : arena.HEAD + at + len(data)] = data
+                at += len(data)
+            arena.words[_END] = at
+            before = self._words[_ARENA]
+            self._read_to = -1  # places change
+            self._words[_ARENA] = keepers.signed(arena.number)
+            if before:
+                self._keeper.drop_arena(before)
+        except BaseException:
+            self._keeper.spoil()  # there may be an arena too many
+            raise
         self._catch_up()
         return arena
 
     def _rewritten(self, argument: Any, at: int) -> bytes:
         kind, links, data = self._value_at(at)
-        return _record_bytes(self._renewal, argument, kind, links, data)
+        return _record_bytes(self._renewal, _text(argument), kind, links, data)
 
     # -- values --------------------------------------------------------------------------------------------------------
 
@@ -220,29 +228,26 @@ class Container(objects.SharedObject):
 
     def _load(self, find: Callable[[], int]) -> Any:
         """Load the value whose place `find` tells, with the guard held; raises what `find` raises."""
-        failed = -1
+        failed: tuple[int, int] | None = None
+
+        def look() -> tuple[tuple[int, int], int, bytes]:
+            at = find()
+            kind, _, data = self._value_at(at)
+            return (self._words[_ARENA], at), kind, data
+
         while True:
-            self._enter()
-            try:
-                at = find()
-                kind, _, data = self._value_at(at)
-            finally:
-                self._keeper.leave()
+            place, kind, data = self._within(look)
             try:
                 return self._keeper.show(kind, data)
             except ArrayNotFoundError:
                 # Replaced meanwhile, and what it referred to has gone: the value that is there now is the one to load.
-                if failed == at:
+                if failed == place:
                     raise
-                failed = at
+                failed = place
 
     def _load_all(self, find: Callable[[], Iterable[int]]) -> list[Any]:
         """Load several values as they are at one moment."""
-        self._enter()
-        try:
-            return [self._keeper.show(kind, data) for kind, _, data in map(self._value_at, find())]
-        finally:
-            self._keeper.leave()
+        return self._within(lambda: [self._keeper.show(kind, data) for kind, _, data in map(self._value_at, find())])
 
     def _pack(self, values: Iterable[Any]) -> list[Parcel]:
         """Make parcels of values; none is left behind if one cannot be made."""
@@ -256,8 +261,11 @@ class Container(objects.SharedObject):
         return parcels
 
 
-def _record_bytes(what: int, argument: Any, kind: int, links: bytes, data: bytes) -> bytes:
-    text = b"" if argument is None else pickle.dumps(argument, pickle.HIGHEST_PROTOCOL)
+def _text(argument: Any) -> bytes:
+    return b"" if argument is None else pickle.dumps(argument, pickle.HIGHEST_PROTOCOL)
+
+
+def _record_bytes(what: int, text: bytes, kind: int, links: bytes, data: bytes) -> bytes:
     size = _HEAD.size + len(text) + len(links) + len(data) + 1
     padding = -size % _ALIGN + 1
     head = _HEAD.pack(size + padding - 1, what, kind, len(text), len(links))

@@ -77,18 +77,11 @@ class SharedList(journals.Container, MutableSequence[Any]):
     def _places(self) -> list[tuple[Any, int]]:
         return [(None, at) for at in self._index]
 
-    def _read(self, look: Callable[[], Any]) -> Any:
-        self._enter()
-        try:
-            return look()
-        finally:
-            self._keeper.leave()
-
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """How many elements there are."""
-        count: int = self._read(lambda: len(self._index))
+        count: int = self._within(lambda: len(self._index))
         return count
 
     def __getitem__(self, index: Any) -> Any:
@@ -214,7 +207,8 @@ class SharedList(journals.Container, MutableSequence[Any]):
 
     def pop(self, index: int = -1) -> Any:
         """Remove an element and give it; of several who try, one gets it."""
-        with self.get_lock():
+
+        def take() -> Any:
             if not len(self):
                 message = "pop from empty list"
                 raise IndexError(message)
@@ -224,17 +218,32 @@ class SharedList(journals.Container, MutableSequence[Any]):
                 message = "pop index out of range"
                 raise IndexError(message) from None
             del self[index]
-        return value
+            return value
+
+        return self._within(take, open_to_me=True)
 
     def remove(self, value: Any) -> None:
         """Remove the first element equal to `value`; `ValueError` if none is."""
-        with self.get_lock():
+
+        def take() -> None:
             del self[self.index(value)]
 
+        self._within(take, open_to_me=True)
+
     def _reorder(self, order: Callable[[], list[int]]) -> None:
-        with self.get_lock():
+        def reorder() -> None:
+            before = list(self._index)
             places = order()
-            self._change(lambda: [Change(_ORDER, places)])
+
+            def decide() -> list[Change]:
+                if self._index != before:
+                    message = "list modified while it was being ordered"
+                    raise ValueError(message)
+                return [Change(_ORDER, places)]
+
+            self._change(decide)
+
+        self._within(reorder, open_to_me=True)
 
     def reverse(self) -> None:
         """Turn the order round."""
@@ -260,9 +269,12 @@ class SharedList(journals.Container, MutableSequence[Any]):
 
     def __imul__(self, times: int) -> Self:
         """Repeat what is there so many times."""
-        with self.get_lock():
+
+        def repeat() -> None:
             if times <= 0:
                 self.clear()
             else:
                 self.extend(self.copy() * (times - 1))
+
+        self._within(repeat, open_to_me=True)
         return self

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shmarray.errors import ArrayNotFoundError
 from shmarray.queues import shelves
 from shmarray.queues.shelves import HEAD, room
 
@@ -39,8 +40,22 @@ class _Note(NamedTuple):
     leaves: int
 
 
+class _Lost:
+    """Stands for a value that cannot be loaded any more: less than every other, so that it is taken next, once."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: object) -> bool:
+        """Be less."""
+        return True
+
+    def __gt__(self, other: object) -> bool:
+        """Be less."""
+        return False
+
+
 class Heap(shelves.Shelf):
-    """The least first."""
+    """The least first. A value that cannot be loaded, for an array in it was deleted, stops no other: whoever takes it hears of it."""
 
     __slots__ = ()
 
@@ -69,7 +84,10 @@ class Heap(shelves.Shelf):
 
     def _value(self, arena: Arena, place: int) -> Any:
         _, kind, data = self._read(arena, place)
-        return self._keeper.show(kind, data)
+        try:
+            return self._keeper.show(kind, data)
+        except (ArrayNotFoundError, AttributeError, ImportError):
+            return _Lost()
 
     def _rise(self, arena: Arena, place: int, value: Any) -> list[tuple[int, int]]:
         """Tell which entries change when a record comes in."""

@@ -12,25 +12,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from shmarray import keepers, objects
-from shmarray._format import control
 from shmarray.errors import LostTaskError
 from shmarray.queues import heaps, lines, shelves
-from shmarray.sync import rolls
+from shmarray.queues.tasks import DONE_TURN, ENTRIES, FIRST, JOINERS, MAXSIZE, Tasks
 
 if TYPE_CHECKING:
     import numpy as np
 
     from shmarray.membership import Membership
 
-_MAXSIZE, _JOINERS, _DONE_TURN, _DONE = range(lines.WORDS, lines.WORDS + 4)
-_FIRST = lines.WORDS + 4
 
-
-class _Base(rolls.Roll):
+class _Base(objects.SharedObject):
     """What all queues have in common."""
 
-    __slots__ = ("_closed", "_keeper", "_line", "_shelf")
-    _first = _FIRST
+    __slots__ = ("_closed", "_keeper", "_line", "_shelf", "_tasks")
     _order: ClassVar[type[shelves.Shelf]] = shelves.Ring
     _counts_tasks: ClassVar[bool] = False
 
@@ -39,15 +34,16 @@ class _Base(rolls.Roll):
         """Make a queue of at most `maxsize` values; without bound if that is zero or less."""
 
         def fill(memory: np.ndarray[Any, Any]) -> None:
-            memory[_MAXSIZE] = max(0, maxsize)
+            memory[MAXSIZE] = max(0, maxsize)
 
-        return cls._create(member, _FIRST + (control.SLOTS if cls._counts_tasks else 0), name, fill)
+        return cls._create(member, FIRST + (ENTRIES if cls._counts_tasks else 0), name, fill)
 
     def _attached(self) -> None:
-        super()._attached()
         self._keeper = keepers.Keeper.of(self)
         self._shelf = self._order(self._keeper, 0)
-        self._line = lines.Line(self._keeper, self._shelf, 0, (self._shelf,))
+        self._tasks = Tasks.of(self, self._shelf) if self._counts_tasks else None
+        mendable = (self._shelf,) if self._tasks is None else (self._shelf, self._tasks)
+        self._line = lines.Line(self._keeper, self._shelf, 0, mendable)
         self._closed = False
 
     # -- putting and getting -------------------------------------------------------------------------------------------
@@ -63,14 +59,11 @@ class _Base(rolls.Roll):
 
     def _get(self, deadline: float | None) -> Any:
         self._require_open()
-        return self._keeper.unpack(*self._line.get(deadline, self._taken))
+        return self._keeper.unpack(*self._line.get(deadline, None if self._tasks is None else self._tasks.begin))
 
     def _is_full(self) -> bool:
-        maxsize = self._words[_MAXSIZE]
+        maxsize = self._words[MAXSIZE]
         return bool(maxsize) and len(self._shelf) >= maxsize
-
-    def _taken(self) -> None:
-        """With the guard held: a value has been taken."""
 
     # -- what all say --------------------------------------------------------------------------------------------------
 
@@ -187,31 +180,15 @@ class JoinableQueue(Queue):
     _kind = "JoinableQueue"
     _counts_tasks = True
 
-    def _taken(self) -> None:
-        self._note_tasks(1)
-
-    def _note_tasks(self, change: int) -> None:
-        """With the guard held: note that this process has so many tasks more at work."""
-        me = self.me()
-        if me is not None:
-            self._words[me[0]] = me[1] | max(0, self.entry_of(*me) + change)
+    _tasks: Tasks
 
     def task_done(self) -> None:
         """Say that one value that was taken has been dealt with; `ValueError` if that is said more often than values were put."""
-        self._keeper.enter((self._shelf,))
-        try:
-            done = self._words[_DONE] < self._shelf.put_so_far
-            if done:
-                self._words[_DONE] += 1
-                self._note_tasks(-1)
-                self._words[_DONE_TURN] += 1
-        finally:
-            self._keeper.leave()
-        if not done:
+        if not self._line.within(self._tasks.end):
             message = "task_done() called too many times"
             raise ValueError(message)
-        if self._words[_JOINERS]:
-            self._wake(_DONE_TURN)
+        if self._words[JOINERS]:
+            self._wake(DONE_TURN)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all values that were put have been dealt with; false after `timeout` seconds.
@@ -219,37 +196,27 @@ class JoinableQueue(Queue):
         Raises `LostTaskError` when processes were killed that had taken values: once for each loss, then they count as dealt with.
         """
         deadline = objects.deadline_of(timeout)
-        self._keeper.enter((self._shelf,))
-        self._words[_JOINERS] += 1
-        self._keeper.leave()
+        self._line.within(lambda: self._count_joiners(1))
         try:
             while True:
-                seen = self._words[_DONE_TURN]
-                if self._words[_DONE] >= self._shelf.put_so_far:
+                seen = self._words[DONE_TURN]
+                if self._tasks.all_done():
                     return True
-                in_time = self._wait_change(_DONE_TURN, seen, deadline)
+                in_time = self._wait_change(DONE_TURN, seen, deadline)
                 self._give_up_lost()
                 if not in_time:
-                    return False
+                    return self._tasks.all_done()
         finally:
-            self._keeper.enter((self._shelf,))
-            self._words[_JOINERS] = max(0, self._words[_JOINERS] - 1)
-            self._keeper.leave()
+            self._line.within(lambda: self._count_joiners(-1))
+
+    def _count_joiners(self, change: int) -> None:
+        self._words[JOINERS] = max(0, self._words[JOINERS] + change)
 
     def _give_up_lost(self) -> None:
         """Raise if processes have died with tasks at work."""
-        if not self.dead():
-            return
-        self._keeper.enter((self._shelf,))
-        try:
-            lost = 0
-            for index, tasks in self.dead():
-                lost += tasks
-                self._words[index] = 0
-                self._words[_DONE] = min(self._shelf.put_so_far, self._words[_DONE] + tasks)
-        finally:
-            self._keeper.leave()
+        lost = self._line.within(self._tasks.give_up_lost)
         if lost:
+            self._wake(DONE_TURN)
             raise LostTaskError(
                 f"{lost} of the values taken from {self.name or 'this queue'} are lost: who had taken them was killed",
                 remedy="Put them again, and join again; they count as dealt with.",

@@ -6,6 +6,7 @@ Must not know: how records lie on the shelf; what users call it.
 
 from __future__ import annotations
 
+import functools
 import time
 from queue import Empty, Full
 from typing import TYPE_CHECKING
@@ -15,14 +16,13 @@ from shmarray.queues import shelves
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shmarray.keepers import Keeper, Parcel
+    from shmarray.keepers import Keeper, Mendable, Parcel, Result
     from shmarray.queues.shelves import Shelf
 
 _GETTERS, _PUTTERS, _PUT_TURN, _GET_TURN = range(shelves.WORDS, shelves.WORDS + 4)
 WORDS = shelves.WORDS + 4
 """Words of the keeper for a shelf and its line."""
 _NOW = 1.0  # seconds that "at once" may take where a guard is in the way, which is held for microseconds
-_PAST = 0.0
 
 
 def _never() -> bool:
@@ -32,14 +32,14 @@ def _never() -> bool:
 class Line:
     """Those who wait at one shelf."""
 
-    __slots__ = ("_get_turn", "_getters", "_keeper", "_put_turn", "_putters", "_shelf", "_shelves", "_words")
+    __slots__ = ("_get_turn", "_getters", "_keeper", "_mendable", "_put_turn", "_putters", "_shelf", "_words")
 
-    def __init__(self, keeper: Keeper, shelf: Shelf, base: int, shelves: Sequence[Shelf]) -> None:
-        """Use the words of `keeper` from `base` on, behind those of the shelf; `shelves` are all that this keeper has."""
+    def __init__(self, keeper: Keeper, shelf: Shelf, base: int, mendable: Sequence[Mendable]) -> None:
+        """Use the words of `keeper` from `base` on, behind those of the shelf; `mendable` is all that this keeper has."""
         self._keeper = keeper
         self._words = keeper._words
         self._shelf = shelf
-        self._shelves = shelves
+        self._mendable = mendable
         self._getters, self._putters = base + _GETTERS, base + _PUTTERS
         self._put_turn, self._get_turn = base + _PUT_TURN, base + _GET_TURN
 
@@ -54,32 +54,50 @@ class Line:
 
         Raises `StoreFullError`, `StoreClosedError`; nothing was put then.
         """
-        keeper, words, waits = self._keeper, self._words, False
+        waits = False
         while True:
-            if not keeper.enter(self._shelves, None if deadline is None else deadline + _NOW):
-                raise Full
-            try:
-                if not is_full():
-                    words[self._putters] -= waits
-                    self._shelf.add(parcel.kind, parcel.data)
-                    wakes = words[self._getters] > 0
-                    if wakes:
-                        words[self._put_turn] += 1
-                    break
-                waits = self._line_up(self._putters, deadline, waits=waits)
-                seen = words[self._get_turn]
-            except BaseException:
-                keeper.spoil()
-                raise
-            finally:
-                keeper.leave()
+            found, waits, seen = self._keeper.within(
+                functools.partial(self._try_put, parcel, deadline, is_full, waits=waits),
+                self._mendable,
+                None if deadline is None else deadline + _NOW,
+                Full,
+            )
+            if found:
+                break
             if not waits:
                 raise Full
-            keeper._wait_change(self._get_turn, seen, deadline)
+            self._keeper._wait_change(self._get_turn, seen, deadline)
             if is_over():
-                deadline = _PAST
-        if wakes:
-            keeper._wake(self._put_turn, 1)
+                deadline = time.monotonic()
+        if seen:
+            self._keeper._wake(self._put_turn, 1)
+
+    def _try_put(
+        self, parcel: Parcel, deadline: float | None, is_full: Callable[[], bool], *, waits: bool
+    ) -> tuple[bool, bool, int]:
+        """With the guard held: put a parcel if there is room. Gives whether it was put, whether to wait, and the turn to wait for.
+
+        After a put the last says whether to wake someone.
+        """
+        words, before = self._words, self._shelf.put_so_far
+        try:
+            if is_full():
+                waits = self._line_up(self._putters, deadline, waits=waits)
+                return False, waits, words[self._get_turn]
+            words[self._putters] -= waits
+            self._shelf.add(parcel.kind, parcel.data)
+            parcel.links.clear()  # they are the shelf's now
+            wakes = words[self._getters] > 0
+            if wakes:
+                words[self._put_turn] += 1
+        except BaseException:
+            # An exception out of a signal's handler may come when the record is there already.
+            self._keeper.spoil()
+            self._shelf.mend()
+            if self._shelf.put_so_far > before:
+                parcel.links.clear()
+            raise
+        return True, False, wakes
 
     def get(
         self, deadline: float | None, taken: Callable[[], None] | None = None, is_over: Callable[[], bool] = _never
@@ -88,35 +106,48 @@ class Line:
 
         `taken` is called with the guard held. Raises `StoreClosedError`.
         """
-        keeper, words, waits = self._keeper, self._words, False
+        waits = False
         while True:
-            if not keeper.enter(self._shelves, None if deadline is None else deadline + _NOW):
-                raise Empty
-            try:
-                if len(self._shelf):
-                    words[self._getters] -= waits
-                    record = self._shelf.take()
-                    if taken is not None:
-                        taken()
-                    wakes = words[self._putters] > 0
-                    if wakes:
-                        words[self._get_turn] += 1
-                    break
-                waits = self._line_up(self._getters, deadline, waits=waits)
-                seen = words[self._put_turn]
-            except BaseException:
-                keeper.spoil()
-                raise
-            finally:
-                keeper.leave()
+            record, waits, seen = self._keeper.within(
+                functools.partial(self._try_get, deadline, taken, waits=waits),
+                self._mendable,
+                None if deadline is None else deadline + _NOW,
+                Empty,
+            )
+            if record is not None:
+                break
             if not waits:
                 raise Empty
-            keeper._wait_change(self._put_turn, seen, deadline)
+            self._keeper._wait_change(self._put_turn, seen, deadline)
             if is_over():
-                deadline = _PAST
-        if wakes:
-            keeper._wake(self._get_turn, 1)
+                deadline = time.monotonic()
+        if seen:
+            self._keeper._wake(self._get_turn, 1)
         return record
+
+    def _try_get(
+        self, deadline: float | None, taken: Callable[[], None] | None, *, waits: bool
+    ) -> tuple[tuple[int, bytes] | None, bool, int]:
+        """With the guard held: take a record if there is one. Gives it, whether to wait, and the turn to wait for.
+
+        With a record the last says whether to wake someone.
+        """
+        words = self._words
+        try:
+            if not len(self._shelf):
+                waits = self._line_up(self._getters, deadline, waits=waits)
+                return None, waits, words[self._put_turn]
+            words[self._getters] -= waits
+            record = self._shelf.take()
+            if taken is not None:
+                taken()
+            wakes = words[self._putters] > 0
+            if wakes:
+                words[self._get_turn] += 1
+        except BaseException:
+            self._keeper.spoil()
+            raise
+        return record, False, wakes
 
     def _line_up(self, line: int, deadline: float | None, *, waits: bool) -> bool:
         """With the guard held: be counted among those who wait, once; be counted out at the deadline. Says which.
@@ -130,23 +161,28 @@ class Line:
 
     def has_record(self, deadline: float | None, is_over: Callable[[], bool]) -> bool:
         """Wait until there is a record, which stays; false at the deadline, or once it `is_over`."""
-        words, keeper = self._words, self._keeper
         while not len(self._shelf):
-            seen = words[self._put_turn]
-            keeper.enter(self._shelves)
-            words[self._getters] += 1
-            keeper.leave()
+            seen = self._words[self._put_turn]
+            self._count_waiting(1)
             try:
                 if len(self._shelf):
                     break
-                in_time = keeper._wait_change(self._put_turn, seen, deadline)
+                in_time = self._keeper._wait_change(self._put_turn, seen, deadline)
             finally:
-                keeper.enter(self._shelves)
-                words[self._getters] -= 1
-                keeper.leave()
+                self._count_waiting(-1)
             if not in_time or is_over():
                 return bool(len(self._shelf))
         return True
+
+    def _count_waiting(self, change: int) -> None:
+        def count() -> None:
+            self._words[self._getters] += change
+
+        self.within(count)
+
+    def within(self, work: Callable[[], Result]) -> Result:
+        """Do `work` with the guard held; see `Keeper.within`."""
+        return self._keeper.within(work, self._mendable)
 
     def stir(self) -> None:
         """Wake all who wait here, to look again."""

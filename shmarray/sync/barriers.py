@@ -111,9 +111,10 @@ class Barrier(rolls.Roll):
         words = self._words
         if words[self._broken]:
             raise BrokenBarrierError
-        if words[self._count] == 0:
-            for index, _ in self.dead():
-                words[index] = 0  # who died while nobody waited is missed by nobody
+        if (words[self._count] == 0 and self.dead()) or self._follows_a_dead_one():
+            # Who was killed while nobody waited is missed by those who wait from now on.
+            self._break()
+            raise BrokenBarrierError
         self._take_part()
         index, generation = words[self._count], words[self._generation]
         words[self._count] = index + 1
@@ -127,6 +128,11 @@ class Barrier(rolls.Roll):
             raise
         self._open()
         return index, None
+
+    def _follows_a_dead_one(self) -> bool:
+        """Whether this process's entry still is that of a process that was killed, and had the slot before."""
+        me = self.me()
+        return me is not None and bool(self._words[me[0]] & rolls.COUNT) and not self.entry_of(*me)
 
     def _take_part(self) -> None:
         me = self.me()
@@ -161,6 +167,10 @@ class Barrier(rolls.Roll):
         self._words[self._broken] = 1
         self._words[self._turn] += 1
         self._wake(self._turn)
+
+    def __repr__(self) -> str:
+        """Show how many have come, of how many."""
+        return f"<Barrier {'broken' if self.broken else f'{self.n_waiting} of {self.parties}'}>"
 
     def abort(self) -> None:
         """Break the barrier: all who wait, and all who come, get `BrokenBarrierError` until `reset`."""

@@ -3,7 +3,8 @@
 Owns: `Semaphore`, `BoundedSemaphore`.
 Must not know: how a guard survives a death.
 
-A semaphore is one word that is waited on, and a word for each process that holds permits. Both are changed under the guard.
+A semaphore is one word that is waited on, and a word for each process that holds permits. Both are changed under the guard, and what they
+were is noted before: who is killed, or interrupted, between the two stores has done neither.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Semaphore(rolls.Roll):
 
     __slots__ = ()
     _kind = "Semaphore"
-    _first = 2  # after: value, initial value
+    _value, _initial, _changing, _value_before, _entry_before = range(5)  # `_changing`: index of the entry, 0 at rest
+    _first = 5
     _bounded: ClassVar[bool] = False
 
     @classmethod
@@ -50,47 +52,77 @@ class Semaphore(rolls.Roll):
             raise ValueError(message)
 
         def fill(memory: np.ndarray[Any, Any]) -> None:
-            memory[:2] = value
+            memory[[cls._value, cls._initial]] = value
 
-        return cls._create(member, 2 + control.SLOTS, name, fill)
+        return cls._create(member, cls._first + control.SLOTS, name, fill)
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take a permit; false when there is none at once (`block=False`) or for `timeout` seconds."""
         deadline = objects.deadline_of(timeout if block else 0)
         while True:
-            if self._words[0] > 0 and self._take():
+            if self._words[self._value] > 0 and self._take():
                 return True
-            if not self._wait_change(0, 0, deadline):
+            if not self._wait_change(self._value, 0, deadline):
                 return False
-            if self._words[0] == 0:
+            if self._words[self._value] == 0:
                 self._recover()
+
+    def _settle(self) -> None:
+        """With the guard held: undo what one who died, or was interrupted, with it has left half done."""
+        words = self._words
+        if words[self._changing]:
+            words[words[self._changing]] = words[self._entry_before]
+            words[self._value] = words[self._value_before]
+            words[self._changing] = 0
+
+    def _move(self, index: int, entry: int, value: int) -> None:
+        """With the guard held: change an entry and the value, both or neither."""
+        words = self._words
+        words[self._value_before] = words[self._value]
+        words[self._entry_before] = words[index]
+        words[self._changing] = index
+        words[index] = entry
+        words[self._value] = value
+        words[self._changing] = 0
 
     def _take(self) -> bool:
         self._guard.acquire(self._array)
         try:
-            value = self._words[0]
+            self._settle()
+            me = self.me() if self._words[self._initial] else None  # else nothing is ever recovered
+            if me is not None and not self.entry_of(*me):
+                self._give_back(me[0])  # of a dead one, who had this slot before
+            value = self._words[self._value]
             if value <= 0:
                 return False
-            self._words[0] = value - 1
-            me = self.me()
-            if me is not None:
-                self._words[me[0]] = me[1] | (self.entry_of(*me) + 1)
+            if me is None:
+                self._words[self._value] = value - 1
+            else:
+                self._move(me[0], me[1] | (self.entry_of(*me) + 1), value - 1)
         finally:
             self._guard.release()
         return True
 
     def _recover(self) -> None:
         """Give back the permits of the dead."""
-        if not self._words[1] or not self.dead():
+        initial = self._words[self._initial]
+        if not self._words[self._changing] and (not initial or not self.dead()):
             return
         self._guard.acquire(self._array)
         try:
-            for index, held in self.dead():
-                self._words[0] = max(self._words[0], min(self._words[1], self._words[0] + held))
-                self._words[index] = 0
+            self._settle()
+            for index, _ in self.dead() if initial else ():
+                self._give_back(index)
         finally:
             self._guard.release()
-        self._wake(0)
+        self._wake(self._value)
+
+    def _give_back(self, index: int) -> None:
+        """With the guard held: the permits of an entry are there again, as far as the value the semaphore began with."""
+        held = self._words[index] & rolls.COUNT
+        if held:
+            value = self._words[self._value]
+            self._move(index, 0, max(value, min(self._words[self._initial], value + held)))
 
     def release(self, n: int = 1) -> None:
         """Give `n` permits; a bounded one raises `ValueError` if it then had more than it began with."""
@@ -99,20 +131,39 @@ class Semaphore(rolls.Roll):
             raise ValueError(message)
         self._guard.acquire(self._array)
         try:
-            if self._bounded and self._words[0] + n > self._words[1]:
+            self._settle()
+            if self._bounded and self._words[self._value] + n > self._words[self._initial]:
                 message = "semaphore or lock released too many times"
                 raise ValueError(message)
-            me = self.me()
-            if me is not None:
-                self._words[me[0]] = me[1] | max(0, self.entry_of(*me) - n)
-            self._words[0] += n
+            for left in range(n, 0, -1):
+                index = self._one_who_holds()
+                if index is None:
+                    self._words[self._value] += left
+                    break
+                self._move(index, self._words[index] - 1, self._words[self._value] + 1)
         finally:
             self._guard.release()
-        self._wake(0, n)
+        self._wake(self._value, n)
+
+    def _one_who_holds(self) -> int | None:
+        """Index of the entry that has one permit less after a release: this process's, else one on whose behalf it gives.
+
+        Producers take permits that consumers give; they must not seem to hold all that they ever took.
+        """
+        if not self._words[self._initial]:
+            return None  # nothing is recovered, so nobody's share matters
+        me = self.me()
+        if me is not None and self.entry_of(*me):
+            return me[0]
+        gone = self.dead()
+        if gone:
+            return gone[0][0]
+        table = self._words[self._first : self._first + control.SLOTS]
+        return next((self._first + slot for slot, word in enumerate(table) if word & rolls.COUNT), None)
 
     def get_value(self) -> int:
         """How many permits there are now."""
-        value: int = self._words[0]
+        value: int = self._words[self._value]
         return value
 
     def __enter__(self) -> bool:

@@ -66,7 +66,7 @@ class GuardMachine(RuleBasedStateMachine):
         """Open a store, start the actors."""
         self.store = sa.Store()
         self.array = self.store.zeros(4)
-        self.context = get_context(self.method)
+        self.context: Any = get_context(self.method)
         self.processes: list[Any] = [None] * ACTORS
         self.lines: list[Any] = [None] * ACTORS
         self.inside: dict[int, str] = {}

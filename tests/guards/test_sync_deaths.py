@@ -1,0 +1,129 @@
+"""Semaphores and barriers after deaths that nobody sees when they happen, and after deaths between two stores."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import types
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import shmarray as sa
+from shmarray import membership
+from tests.helpers import tracing
+from tests.helpers.processes import reap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FORK = get_context("fork")
+
+
+def _in_child(work: Callable[[], object]) -> int:
+    """Do something in a child process, and end it without ceremony; returns its exit code."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return reap(pid)
+
+
+def test_a_permit_that_another_process_gives_back_is_nobodys_any_more() -> None:
+    """Taken there and released here: when the taker ends, no second permit comes of it."""
+    with sa.Store() as store:
+        semaphore = store.Semaphore(1)
+        _in_child(semaphore.acquire)
+        semaphore.release()
+        assert semaphore.acquire(timeout=5)
+        assert not semaphore.acquire(timeout=0.2)
+
+
+def test_a_bounded_buffer_keeps_its_bound_when_a_producer_ends() -> None:
+    """Producers take the free places, consumers give them back; a producer that ends holds none of them."""
+    with sa.Store() as store:
+        free, filled = store.Semaphore(2), store.Semaphore(0)
+
+        def produce() -> None:
+            for _ in range(2):
+                free.acquire()
+                filled.release()
+
+        _in_child(produce)
+        for _ in range(2):
+            assert filled.acquire(timeout=5)
+            free.release()
+        produce()
+        assert not free.acquire(timeout=0.2)
+
+
+def test_a_permit_comes_back_though_another_process_has_the_slot_of_the_dead_one() -> None:
+    """A holder is killed; a process that takes over its slot takes and gives a permit: both are there again."""
+    with sa.Store() as store:
+        semaphore = store.Semaphore(2)
+
+        def hold() -> None:
+            # The search for a slot begins at the pid; here at the same place for both.
+            vars(membership)["os"] = types.SimpleNamespace(**{**vars(os), "getpid": lambda: 0})
+            semaphore.acquire()
+
+        def use() -> None:
+            hold()
+            semaphore.release()
+
+        _in_child(hold)
+        _in_child(use)
+        assert [semaphore.acquire(timeout=5) for _ in range(2)] == [True, True]
+        assert not semaphore.acquire(timeout=0.2)
+
+
+def _is_of_semaphores(filename: str) -> bool:
+    return filename.endswith(("semaphores.py", "rolls.py"))
+
+
+@pytest.mark.parametrize("kind", ["Semaphore"])
+def test_no_permit_is_lost_or_made_by_a_death_at_any_line(kind: str) -> None:
+    """A process is killed before each line of acquire and release: both permits are there for others, and no third."""
+    with sa.Store() as store:
+        semaphore: Any = getattr(store, kind)(2)
+
+        def use() -> None:
+            semaphore.acquire()
+            semaphore.release()
+
+        for line in range(1, tracing.count_events(use, _is_of_semaphores) + 1):
+            assert _in_child(functools.partial(_use_and_die, use, line)) == -signal.SIGKILL, line
+            assert [semaphore.acquire(timeout=5) for _ in range(2)] == [True, True], line
+            assert not semaphore.acquire(timeout=0.06), line
+            semaphore.release(2)
+
+
+def _use_and_die(use: Callable[[], None], line: int) -> None:
+    with tracing.kill_at(line, _is_of_semaphores):
+        use()
+
+
+def test_a_barrier_breaks_for_those_who_come_after_a_death() -> None:
+    """One that takes part is killed while nobody waits: the next wait is told, and a reset makes the barrier usable again."""
+    with sa.Store() as store:
+        barrier: Any = store.Barrier(2)
+
+        def pass_and_die() -> None:
+            barrier.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        process = FORK.Process(target=pass_and_die)
+        process.start()
+        barrier.wait(30)
+        process.join(30)
+        with pytest.raises(sa.BrokenBarrierError):
+            barrier.wait()  # without a time, for that would break it as well
+        barrier.reset()
+        process = FORK.Process(target=barrier.wait)
+        process.start()
+        assert barrier.wait(30) in (0, 1)
+        process.join(30)
