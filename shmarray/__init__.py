@@ -10,6 +10,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     inspection      what all stores of a user hold, who holds it
     store           Store, connect
     census          names, statistics and self-check of a store
+    hosting         custom types, pools and managers in a process of their own
     guardian        the process that cleans up after a killed owner
     vocabulary, constructors   multiprocessing's names and NumPy's constructors as methods of a store
     references      names for shared objects
@@ -23,6 +24,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     blocks, keeping, blockfiles   one block from birth to unlink; its handles; its file
     founding, membership, controls   opening a store; taking part in one; reading any
     exhaustion      what to say when there is no more
+    shields         keeping the cycle collector from a mapping
     reaper          who may remove which name, on what proof
     _format         bytes and records, pure
     _os             the kernel
@@ -48,6 +50,7 @@ from shmarray.errors import (
     GuardError,
     GuardianWarning,
     GuardTimeoutError,
+    HostError,
     LostTaskError,
     PoisonedError,
     ShapeError,
@@ -72,6 +75,7 @@ __all__ = [
     "GuardError",
     "GuardTimeoutError",
     "GuardianWarning",
+    "HostError",
     "LostTaskError",
     "PoisonedError",
     "ShapeError",

@@ -20,6 +20,7 @@ __all__ = [
     "GuardError",
     "GuardTimeoutError",
     "GuardianWarning",
+    "HostError",
     "LostTaskError",
     "PoisonedError",
     "ShapeError",
@@ -120,6 +121,10 @@ class GuardTimeoutError(ShmArrayError, TimeoutError):
 
 class GuardError(ShmArrayError, RuntimeError, ValueError, AssertionError):
     """A guard was entered twice by one thread, or left by one that does not hold it."""
+
+
+class HostError(ShmArrayError, ConnectionError):
+    """The host of a store, in which managed objects live, was killed, does not answer, or could not be started."""
 
 
 class LostTaskError(ShmArrayError, RuntimeError):

@@ -19,6 +19,7 @@ from shmarray._os import late, limits, segments
 from shmarray.constructors import Constructors
 from shmarray.errors import ArrayExistsError, ArrayNameError, ArrayNotFoundError
 from shmarray.guardian import launch
+from shmarray.hosting import hosted
 from shmarray.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -26,19 +27,21 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from shmarray.census import Problem, StoreStats
-    from shmarray.guardian.manager import GuardianManager
     from shmarray.membership import Membership
 
 _ON_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs"})
 
 
-class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
+class Store(Constructors, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
     """A set of NumPy arrays in shared memory, used by many processes and freed exactly once.
 
     `Store()` opens a store that this process owns; `name` lets unrelated processes of the same user join it by
     `shmarray.connect(name)`. `capacity` bounds the bytes of all its blocks; `directory` puts them in an ordinary directory
     instead of shared memory, for what does not fit there. `guard="multiprocessing"` makes its locks plain semaphores, which
     hang when their holder is killed, as those of `multiprocessing` do. A store pickles: the receiver gets it connected.
+
+    `address=(host, port)` with `authkey` also serves the registered types to managers of `multiprocessing` on the network: whoever
+    knows the key can then run any code as this user, and what is said is not encrypted (`docs/hosting.md`). Off by default.
 
     As a mapping it holds the named arrays. A *named* array lives until it is deleted or the store closes; an *anonymous* one
     as long as any process holds a view of it or a handle to it is in flight. Closing, the end of the `with` block, the end
@@ -62,10 +65,13 @@ class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
         capacity: int | None = None,
         directory: str | os.PathLike[str] | None = None,
         guard: Literal["robust", "multiprocessing"] = "robust",
+        address: tuple[str, int] | None = None,
+        authkey: bytes | None = None,
     ) -> None:
         """Open a store owned by this process; dead stores of the same user are removed on the way."""
         if name is not None:
             names.check(name, "a store")
+        hosted.check_network(address, authkey)
         place = _check_directory(directory)
         self._closed = False
         self._at_exit: util.Finalize[None] | None = None
@@ -75,6 +81,8 @@ class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
             # After other exit work: worker processes have been joined then, and have dropped what they held.
             self._at_exit = late.load("multiprocessing.util").Finalize(None, self._member.close, exitpriority=-100)
             launch.launch(self._member)
+            if address is not None:
+                self._serve_network(address, authkey)
         except BaseException:
             self._member.close()
             raise
@@ -124,16 +132,6 @@ class Store(Constructors, Vocabulary, MutableMapping[str, Any]):
     def guardian_pid(self) -> int | None:
         """Pid of the process that cleans up if the owner is killed; None if there is none now."""
         return launch.guardian_of(self._member)
-
-    @exhaustion.explaining
-    def manager(self) -> GuardianManager:
-        """Connect to the store's guardian, a `SharedMemoryManager` and `SyncManager`: `dict`, `list`, `Namespace`, ...
-
-        What it serves are proxies: slower than arrays, and gone with the guardian. Raises `StoreClosedError`.
-        """
-        member = self._open()
-        member.require_open()
-        return launch.connect(member)
 
     def __repr__(self) -> str:
         """Say which store it is and whether it is open."""

@@ -1,6 +1,6 @@
-"""Starting a guardian, and reaching it.
+"""Starting a guardian, and telling whether it lives.
 
-Owns: the one place where shmarray starts a process.
+Owns: the one place where a user's process starts a process.
 Must not know: what the guardian does.
 
 The guardian is a fresh interpreter: nothing of the user's process is forked, no `__main__` is imported again, no
@@ -9,20 +9,17 @@ descriptor or mapping is inherited, a session of its own keeps Ctrl-C and a kill
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-import time
 import warnings
 from typing import TYPE_CHECKING
 
 from shmarray import reaper
 from shmarray._format import control as layout
 from shmarray._os import flocks, late, processes, segments, words
-from shmarray.errors import GuardianWarning, StoreClosedError
+from shmarray.errors import GuardianWarning
 
 if TYPE_CHECKING:
-    from shmarray.guardian.manager import GuardianManager
     from shmarray.membership import Membership
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
@@ -58,30 +55,6 @@ def launch(member: Membership) -> None:
             GuardianWarning,
             stacklevel=4,
         )
-
-
-def connect(member: Membership) -> GuardianManager:
-    """Connect to the manager that the guardian of a store is. Raises `StoreClosedError` when it is gone.
-
-    The import costs tens of milliseconds, so it is made by those who ask for a manager.
-    """
-    module = importlib.import_module("shmarray.guardian.manager")
-    manager: GuardianManager = module.GuardianManager(module.address(member.key), bytes.fromhex(member.control.key))
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            manager.connect()
-        except (ConnectionError, FileNotFoundError, EOFError) as error:
-            # It opens its door some tens of milliseconds after it was started; there is nothing to wait on but itself.
-            if time.monotonic() < deadline and guardian_of(member) is not None:
-                time.sleep(2e-3)
-                continue
-            raise StoreClosedError(
-                f"the guardian of {member.label} does not answer ({error})",
-                remedy="It was killed, or the store is closed; arrays go on without it, managed objects need a new store.",
-                store=member.control.name or f"{member.key.store:016x}",
-            ) from None
-        return manager
 
 
 def guardian_of(member: Membership) -> int | None:

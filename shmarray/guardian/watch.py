@@ -2,7 +2,7 @@
 
 Owns: the guardian's one loop. It is told by the kernel: of the owner's death by a pidfd, of every participant's by the end of
 its lease on the control file. It looks as well from time to time, but what it removes it removes on proof (`reaper`).
-Must not know: arrays, what the manager serves.
+Must not know: arrays, what a host serves.
 
 It takes no part in the store itself: it holds no lease, so its own life keeps nothing alive.
 """
@@ -18,7 +18,8 @@ from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format.header import DamagedError
 from shmarray._os import flocks, segments, watches, words
-from shmarray.guardian import manager
+from shmarray.guardian import server
+from shmarray.guardian.keeper import Keeper
 
 _LOOK = 5.0  # seconds between looks when nothing is reported; reports make it fast, looks make it sure
 _LOOK_BLIND = 0.25  # the same where the kernel has no inotify left to report with
@@ -100,13 +101,18 @@ def main(path: str, uid: int, pid: int, start: int) -> None:
         return
     guard = Guard(path, uid, fd, control)
     flocks.mark(fd, layout.GUARDIAN_MARK)
-    server = manager.serve(manager.address(guard.key), control.key) if guard.state() == layout.OPEN else None
-    _watch(guard, pid, start)
-    if server is not None:
-        server.listener.close()
+    keeper = Keeper(control.key)
+    door = None
+    if guard.state() == layout.OPEN:
+        door = server.GuardianServer(server.address(guard.key), bytes.fromhex(control.key), keeper)
+    _watch(guard, keeper, pid, start)
+    keeper.end()
+    keeper.join()
+    if door is not None:
+        door.listener.close()
 
 
-def _watch(guard: Guard, pid: int, start: int) -> None:
+def _watch(guard: Guard, keeper: Keeper, pid: int, start: int) -> None:
     poll = select.poll()
     change = watches.letting_go(guard.path)
     if change is not None:
@@ -126,6 +132,7 @@ def _watch(guard: Guard, pid: int, start: int) -> None:
         if guard.sweep():
             return
         if guard.state() != layout.OPEN:
+            keeper.end()  # which may take part in the store, and keeps it no longer
             # Only now, the blocks being gone: a SIGTERM to the whole group is meant for the owner and reaches us too.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         rest = max(_REST, _SHARE * (time.monotonic() - began))

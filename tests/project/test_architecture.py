@@ -41,6 +41,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("constructors",),
     ("vocabulary",),
     ("guardian",),
+    ("hosting",),
     ("census",),
     ("store",),
     ("inspection",),

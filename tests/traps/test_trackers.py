@@ -370,7 +370,7 @@ def _run(command: list[str], given: str = "") -> str:
     return done.stdout
 
 
-def test_a_guardian_serves_whatever_is_registered_with_the_standard_managers() -> None:
+def test_the_host_serves_whatever_is_registered_with_the_standard_managers() -> None:
     """Trap 41: a program that registers types with the base classes neither changes our registry nor loses its own."""
     source = """
 from multiprocessing.managers import SharedMemoryManager, SyncManager
@@ -387,7 +387,7 @@ with shmarray.Store() as store:
 
 
 def test_a_long_directory_for_temporary_files_does_no_harm(tmp_path: object) -> None:
-    """Trap 46: the guardian's address is no path, so no TMPDIR is too long for it, and no file of it is left."""
+    """Trap 46: addresses of guardian and host are no paths, so no TMPDIR is too long for it, and no file of it is left."""
     long = os.path.join(str(tmp_path), *["x" * 60] * 3)
     os.makedirs(long)
     source = "import shmarray\nwith shmarray.Store() as store:\n    print(store.manager().list([7])[:])\n"
@@ -396,7 +396,7 @@ def test_a_long_directory_for_temporary_files_does_no_harm(tmp_path: object) -> 
 
 
 def test_a_store_can_be_opened_in_a_daemonic_worker(start_method: BaseContext) -> None:
-    """Trap 48: in a worker of a `Pool`, which may have no children, with its guardian and its manager."""
+    """Trap 48: in a worker of a `Pool`, which may have no children, with its guardian and its host."""
     with start_method.Pool(1) as pool:
         assert pool.apply(_open_in_worker) == (3.0, True, [7])
         pool.close()

@@ -20,6 +20,7 @@ ALSO = {
     "StoreClosedError": (ValueError,),
     "GuardTimeoutError": (TimeoutError, OSError),
     "GuardError": (RuntimeError, ValueError, AssertionError),
+    "HostError": (ConnectionError, OSError),
     "LostTaskError": (RuntimeError,),
     "PoisonedError": (RuntimeError,),
     "StoreFullError": (MemoryError,),

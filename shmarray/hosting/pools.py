@@ -1,0 +1,114 @@
+"""Pools of worker processes in a host.
+
+Owns: making a `multiprocessing.Pool` there, tying its workers to the host, and what becomes of a pool one of whose workers died.
+Must not know: who asks for one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+import weakref
+from multiprocessing import pool
+from typing import TYPE_CHECKING, Any
+
+from shmarray._os import ties
+from shmarray.errors import LostTaskError
+from shmarray.hosting import mains
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+def make(
+    processes: int | None = None,
+    initializer: Callable[..., object] | None = None,
+    initargs: Iterable[Any] = (),
+    maxtasksperchild: int | None = None,
+) -> HostPool:
+    """Start a pool. By `spawn`, for a host has threads; so the main module must be one that can be imported."""
+    mains.require()
+    # Checked before any worker is started: each would fail, and be replaced, for ever.
+    if initializer is not None and not hasattr(initializer, "__call__"):  # noqa: B004  for mypy knows `callable` too well
+        message = f"initializer must be callable, not {initializer!r}"
+        raise TypeError(message)
+    context = multiprocessing.get_context("spawn")
+    return HostPool(processes, _enter, (initializer, tuple(initargs)), maxtasksperchild, context)
+
+
+def _enter(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    """Begin as a worker: if the host is killed, the kernel kills this process, whatever it does."""
+    host = multiprocessing.parent_process()
+    if host is not None:
+        ties.die_with_writer(host.sentinel)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+class HostPool(pool.Pool):
+    """A pool that breaks when one of its workers dies: whoever waits is told.
+
+    The standard one replaces the worker and loses its task, and hangs for ever if the worker was idle: it then died with the
+    lock by which idle workers wait in turn.
+    """
+
+    _cache: dict[int, Any]
+    _inqueue: Any
+    _outqueue: Any
+    _taskqueue: Any
+
+    def _setup_queues(self) -> None:
+        # The first thing that the constructor calls; it has made an empty list for the workers.
+        super()._setup_queues()  # type: ignore[misc]
+        self._pool = _Workers(self)
+
+    def break_off(self, status: int) -> None:
+        """End the pool, a worker having ended with that status: all results that are waited for are errors."""
+        self._state = pool.TERMINATE
+        for worker in self._pool:
+            worker.kill()
+        for worker in self._pool:
+            worker.join()
+        # With no worker left, a lock that is taken was taken by one of the dead.
+        for lock in (self._inqueue._rlock, self._outqueue._wlock):
+            lock.acquire(block=False)
+            lock.release()
+        error = LostTaskError(
+            f"a worker of a pool died (exit status {status}), and with it what it was doing",
+            remedy="Make a new pool, and give it again what has no result.",
+            status=status,
+        )
+        for result in list(self._cache.values()):
+            _fail(result, error)
+        self._taskqueue.put(None)  # the thread that hands out tasks need not wait for more
+        threading.Thread(target=self.terminate, daemon=True).start()
+
+
+def _fail(result: Any, error: Exception) -> None:
+    """Make a result, or the next of several, an error; and the last."""
+    if isinstance(result, pool.IMapIterator):
+        result._set(result._index, (False, error))  # type: ignore[attr-defined]
+        result._set_length(result._index)  # type: ignore[attr-defined]
+    else:
+        if isinstance(result, pool.MapResult):
+            result._number_left = 1  # type: ignore[attr-defined]
+        result._set(0, (False, error))
+
+
+class _Workers(list[Any]):
+    """The list of a pool's workers, from which one that has ended is taken out by the pool's own thread."""
+
+    def __init__(self, owner: HostPool) -> None:
+        """Belong to a pool, which may go: nothing of this keeps it."""
+        super().__init__()
+        self._owner = weakref.ref(owner)
+
+    def __delitem__(self, at: Any) -> None:
+        """Take a worker out; if it died, the pool ends, and so does this thread, which would start another."""
+        status = self[at].exitcode
+        super().__delitem__(at)
+        owner = self._owner()
+        if status and owner is not None and owner._state != pool.TERMINATE:
+            owner.break_off(status)
+            sys.exit(0)
