@@ -40,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[leaks.RUN] = f"{os.getpid()}-{os.urandom(4).hex()}"
     # Started in the background by a shell, a process ignores Ctrl-C, and so would every process that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Thousands of processes are started: let them find what the first of them has compiled.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     hypothesis.settings.load_profile("deep" if config.getoption("--deep") else os.environ.get(_PROFILE, "ci"))
 
 

@@ -27,6 +27,8 @@ class Case(abc.ABC):
     question: ClassVar[str]
     rivals: ClassVar[tuple[str, ...]]
     aims: ClassVar[tuple[Aim, ...]] = ()
+    #: Measures that are taken once a session and not in each round.
+    once: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, adapter: Any, scale: Scale) -> None:
         """Ask it of this adapter, at this scale."""

@@ -32,6 +32,7 @@ class Locking(Case):
         "portalocker",
         "filelock",
     )
+    once: ClassVar[tuple[str, ...]] = ("crowd",)
     aims: ClassVar[tuple[Aim, ...]] = (
         Aim("alone", "lock of an array", "median", 1.2e-6),
         Aim("with", "write() of an array", "median", 3e-6),

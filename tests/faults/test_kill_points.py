@@ -42,14 +42,14 @@ def deep(request: pytest.FixtureRequest) -> bool:
 def test_a_worker_killed_at_any_line_disturbs_nobody(operation: str, *, deep: bool) -> None:
     """The owner and another worker go on, all they see is whole, and `check(fix=True)` removes what the dead one left."""
     with Stage() as stage:
-        WorkerPlay(stage, operation, deep=deep).run(16)
+        WorkerPlay(stage, operation, deep=deep).run(10)
 
 
 @pytest.mark.parametrize("operation", MAKING)
 def test_a_worker_of_a_store_with_capacity_killed_at_any_line_disturbs_nobody(operation: str, *, deep: bool) -> None:
     """As without: what dead workers had entered into the account does not fill the store."""
     with Stage() as stage:
-        WorkerPlay(stage, operation, deep=deep, capacity=200_000).run(7)
+        WorkerPlay(stage, operation, deep=deep, capacity=200_000).run(5)
 
 
 @pytest.mark.parametrize("operation", MAKING)

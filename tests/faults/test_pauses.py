@@ -85,7 +85,7 @@ def test_what_was_begun_before_the_store_ended_is_refused_or_of_no_consequence(
     """It raises `StoreClosedError`; nothing is published after the sweep that is not taken back at once."""
     with Stage() as stage:
         play = PausePlay(stage, operation, deep=deep)
-        play.pause(12)
+        play.pause(8)
         end_while_they_pause(play, kill=end == "killed")
 
 
@@ -94,7 +94,7 @@ def test_what_was_begun_in_a_store_with_capacity_is_refused_as_well(operation: s
     """There a block in the making has a name from the first, which is swept under its maker."""
     with Stage() as stage:
         play = PausePlay(stage, operation, deep=deep, capacity=1 << 20)
-        play.pause(12)
+        play.pause(8)
         end_while_they_pause(play, kill=True)
 
 
@@ -108,7 +108,7 @@ def test_a_reader_at_any_line_finds_the_old_or_the_new_array(
         play = PausePlay(
             stage, "attach what changes", deep=deep, **({} if place == "memory" else {"directory": store_dir})
         )
-        play.pause(25)
+        play.pause(16)
         play.owner.do(witnesses.change, times)
         play.go_on()
         close_in_the_end(play)
@@ -118,7 +118,7 @@ def test_a_handle_that_is_being_loaded_keeps_its_array_through_every_sweep(*, de
     """Its sender has let go; between the handle's link and the receiver's mapping there is no gap for a sweep to fall into."""
     with Stage() as stage:
         play = PausePlay(stage, "load an anonymous handle", deep=deep)
-        play.pause(25)
+        play.pause(16)
         play.owner.do(witnesses.mend)
         play.guest.do(witnesses.check_and_fix)
         play.go_on()
@@ -130,7 +130,7 @@ def test_an_array_in_the_making_is_kept_through_every_sweep(operation: str, *, d
     """Its maker lives, though it stands still: nobody takes it for dead."""
     with Stage() as stage:
         play = PausePlay(stage, operation, deep=deep)
-        play.pause(25)
+        play.pause(16)
         play.guest.do(witnesses.check_and_fix)
         play.go_on()
         close_in_the_end(play)
@@ -140,7 +140,7 @@ def test_the_last_to_let_go_removes_the_array_whoever_it_is(*, deep: bool) -> No
     """Others let go of it while one stands at any line of letting go."""
     with Stage() as stage:
         play = PausePlay(stage, "drop what another holds", deep=deep)
-        play.pause(25)
+        play.pause(16)
         play.owner.do(witnesses.drop_all)
         play.go_on()
         assert play.owner.do(witnesses.check) == []
@@ -151,7 +151,7 @@ def test_a_handle_loaded_by_many_at_once_serves_them_all(*, deep: bool) -> None:
     """One claims the link in flight, the others come by the block's own name."""
     with Stage() as stage:
         play = PausePlay(stage, "load what others load", deep=deep)
-        play.pause(25)
+        play.pause(16)
         play.go_on()
         play.owner.do(witnesses.drop_all)
         close_in_the_end(play)
@@ -161,7 +161,7 @@ def test_unlinking_an_array_that_is_being_replaced_never_removes_the_new_one(*, 
     """Whichever comes first at whatever line, the name leads to the new array in the end."""
     with Stage() as stage:
         play = PausePlay(stage, "unlink what changes", deep=deep)
-        play.pause(25)
+        play.pause(16)
         lines = list(play.paused.values())
         play.owner.tell(witnesses.replace_many, lines)  # may have to wait for one that pauses
         play.go_on()

@@ -98,8 +98,11 @@ def test_an_ordinary_end_leaves_nothing_and_says_nothing(start_method: BaseConte
             assert child.wait_for("codes") == [CODES[how]] * 2
         said = child.finish()
     assert said.returncode == CODES[how], said.describe()
-    assert not files_of(store), "the owner itself has unlinked everything before it ended"
-    wait_until(lambda: not guardians_of(store), _SOON, "the guardian stays")
+    # Interrupted inside `with store`, it closes it while the workers are still ending: then the last of them, or the guardian,
+    # takes the control file along.
+    stays = {"ctl"} if how == "interrupt" else set()
+    assert files_of(store) <= stays, "the owner itself has unlinked everything before it ended"
+    wait_until(lambda: not files_of(store) and not guardians_of(store), _SOON, "control file or guardian stay")
     if how != "exception":
         assert said.stderr == ""
         return
