@@ -17,9 +17,6 @@ from benchmarks.rivals.interface import Adapter, Locks
 if TYPE_CHECKING:
     from multiprocessing.managers import SyncManager
 
-    import filelock
-    import portalocker
-
     import shmarray
 
 
@@ -80,7 +77,7 @@ class OfManager(OfMultiprocessing):
         self.manager.shutdown()
 
 
-class _OfFile(Locks, Adapter):
+class OfFile(Locks, Adapter):
     """A lock on a file."""
 
     def open(self) -> None:
@@ -97,34 +94,3 @@ class _OfFile(Locks, Adapter):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path())
         os.rmdir(self.place)
-
-
-class PortaLocker(_OfFile):
-    """`portalocker.Lock`."""
-
-    def renew(self) -> None:
-        """Make the object of this process."""
-        import portalocker  # noqa: PLC0415  in the process alone that measures it
-
-        self.lock: portalocker.Lock = portalocker.Lock(self.path(), mode="a", timeout=60, check_interval=1e-4)
-        self.acquire, self.release = self.lock.acquire, self.lock.release
-
-    def hold(self) -> contextlib.AbstractContextManager[Any]:
-        """Take the lock as a context manager."""
-        return self.lock
-
-
-class FileLock(_OfFile):
-    """`filelock.FileLock`."""
-
-    def renew(self) -> None:
-        """Make the object of this process."""
-        import filelock  # noqa: PLC0415  in the process alone that measures it
-
-        self.lock: filelock.BaseFileLock = filelock.FileLock(self.path())
-        self.acquire = lambda: self.lock.acquire(poll_interval=1e-4)
-        self.release = self.lock.release
-
-    def hold(self) -> contextlib.AbstractContextManager[Any]:
-        """Take the lock as a context manager."""
-        return self.lock

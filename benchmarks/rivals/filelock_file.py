@@ -1,0 +1,26 @@
+"""Locks on files, by `filelock`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from benchmarks.rivals.locking import OfFile
+
+if TYPE_CHECKING:
+    import contextlib
+
+
+class FileLock(OfFile):
+    """`filelock.FileLock`."""
+
+    def renew(self) -> None:
+        """Make the object of this process."""
+        self.lock: filelock.BaseFileLock = filelock.FileLock(self.path())
+        self.acquire = lambda: self.lock.acquire(poll_interval=1e-4)
+        self.release = self.lock.release
+
+    def hold(self) -> contextlib.AbstractContextManager[Any]:
+        """Take the lock as a context manager."""
+        return self.lock
