@@ -724,8 +724,6 @@ def terminal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Termina
     ("terminal", "moment"),
     [
         (("2", True), "pickled: starting"),
-        (("64", True), "pickled ["),
-        (("2", True), "shared : starting"),
         (("64", True), "shared  ["),
     ],
     indirect=["terminal"],

@@ -26,7 +26,7 @@ _COMMAND = [sys.executable, "-m", "benchmarks"]
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PAGE = os.path.join(_ROOT, "docs", "performance.md")
 _RESULTS = os.path.join(_ROOT, "benchmarks", "results")
-_LONG = ("attach", "handoff", "import", "many")
+_LONG = ("attach", "handoff", "import", "many", "put")
 _SECONDS = {"count", "median", "p10", "p90", "p99", "least", "most", "rounds"}
 
 

@@ -148,7 +148,7 @@ class GuardMachine(RuleBasedStateMachine):
         del self.array
 
 
-@pytest.mark.parametrize(("method", "share"), [("fork", 1), ("spawn", 8)])  # a spawned process is slow to start
+@pytest.mark.parametrize(("method", "share"), [("fork", 2), ("spawn", 8)])  # a spawned process is slow to start
 def test_a_guard_does_what_its_model_does(method: str, share: int) -> None:
     """Readers together, a writer alone, the dead forgotten, poison told to all until it is healed."""
     machine = type("Machine", (GuardMachine,), {"method": method})

@@ -296,7 +296,7 @@ def test_a_container_whose_user_is_killed_at_any_line_is_as_before_or_as_after(m
                 assert shared._guard.holder() is None  # noqa: B023
 
             ready, act = partial(_back, shared, begin), partial(deed, shared, store)
-            assert deaths.sweep(ready, act, verify, step=13) > 1
+            assert deaths.sweep(ready, act, verify, step=23) > 1
             outcomes |= seen
         assert len(outcomes) == 2
 
@@ -314,7 +314,7 @@ def test_a_container_interrupted_at_any_step_is_as_before_or_as_after(make: Any,
                 assert contents_of(shared.copy()) in (before, after), (name, where)  # noqa: B023
 
             ready, act = partial(_back, shared, begin), partial(deed, shared, store)
-            assert deaths.interrupt_everywhere(ready, act, verify, step=7) > 2
+            assert deaths.interrupt_everywhere(ready, act, verify, step=13) > 2
 
 
 def test_a_list_of_values_whose_writer_is_killed_at_any_line_holds_old_or_new() -> None:
