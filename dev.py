@@ -312,7 +312,7 @@ def wheel(arguments: list[str]) -> int:
         must([inside, "-m", "shmarray", "ls", "--json"], empty, clean)
         say("the core of the suite against it")
         install(python, inside, [f"{target}[test]"])
-        for name in ("tests", "benchmarks", "examples"):  # all but the package
+        for name in ("tests", "benchmarks", "examples", "docs"):  # all but the package
             if os.path.isdir(os.path.join(ROOT, name)):
                 shutil.copytree(os.path.join(ROOT, name), os.path.join(tests, name))
         for name in ("pyproject.toml", "README.md"):

@@ -17,10 +17,10 @@ class FileLock(OfFile):
 
     def renew(self) -> None:
         """Make the object of this process."""
-        self.lock: filelock.BaseFileLock = filelock.FileLock(self.path())
+        self.lock: Any = filelock.FileLock(self.path())
         self.acquire = lambda: self.lock.acquire(poll_interval=1e-4)
         self.release = self.lock.release
 
     def hold(self) -> contextlib.AbstractContextManager[Any]:
         """Take the lock as a context manager."""
-        return self.lock
+        return self.lock  # type: ignore[no-any-return]  # it is one

@@ -17,9 +17,9 @@ class PortaLocker(OfFile):
 
     def renew(self) -> None:
         """Make the object of this process."""
-        self.lock: portalocker.Lock = portalocker.Lock(self.path(), mode="a", timeout=60, check_interval=1e-4)
+        self.lock: Any = portalocker.Lock(self.path(), mode="a", timeout=60, check_interval=1e-4)
         self.acquire, self.release = self.lock.acquire, self.lock.release
 
     def hold(self) -> contextlib.AbstractContextManager[Any]:
         """Take the lock as a context manager."""
-        return self.lock
+        return self.lock  # type: ignore[no-any-return]  # it is one
