@@ -63,6 +63,14 @@ def signed(number: int) -> int:
     return number - (number >> 63 << 64)
 
 
+def doubled(first: int, used: int) -> int:
+    """How large an arena is made for so many bytes in use: `first`, doubled until half of it stays free."""
+    size = first
+    while size < 2 * used:
+        size *= 2
+    return size
+
+
 class Mendable(Protocol):
     """Records in an order."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Self
 
-from shmarray.locks import RLock
 from shmarray.managed import journals
 from shmarray.managed.journals import Change
 
@@ -91,10 +90,6 @@ class SharedDict(_Keyed, MutableMapping[Any, Any]):
         made = cls.make(member)
         made.update(*args, **items)
         return made
-
-    def get_lock(self) -> RLock:
-        """A lock that keeps every other process from the dict: for changes that depend on what is there."""
-        return RLock(self._array, self._guard)
 
     def __getitem__(self, key: Any) -> Any:
         """Load the value of a key."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 from shmarray import keepers, keeping, objects
 from shmarray.errors import ArrayNotFoundError
 from shmarray.keepers import Keeper, Parcel
+from shmarray.locks import RLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -64,6 +65,10 @@ class Container(objects.SharedObject):
         self._arena: Arena | None = None
         self._read_to = 0
         self._forget()
+
+    def get_lock(self) -> RLock:
+        """A lock that keeps every other process from the container: for changes that depend on what is there."""
+        return RLock(self._array, self._guard)
 
     # -- for subclasses ------------------------------------------------------------------------------------------------
 
@@ -184,7 +189,7 @@ class Container(objects.SharedObject):
         """Write the journal anew, with what is in the container now, where there is room for `need` bytes more."""
         pieces = [self._rewritten(argument, at) for argument, at in self._places()]
         try:
-            arena = self._keeper.make_arena(_size_for(sum(map(len, pieces)) + need))
+            arena = self._keeper.make_arena(keepers.doubled(_FIRST_SIZE, sum(map(len, pieces)) + need))
             at = 0
             for data in pieces:
                 arena.memory[arena.HEAD + at : arena.HEAD + at + len(data)] = data
@@ -270,10 +275,3 @@ def _record_bytes(what: int, text: bytes, kind: int, links: bytes, data: bytes) 
     padding = -size % _ALIGN + 1
     head = _HEAD.pack(size + padding - 1, what, kind, len(text), len(links))
     return head + text + links + data + bytes(padding - 1) + bytes([padding])
-
-
-def _size_for(used: int) -> int:
-    size = _FIRST_SIZE
-    while size < 2 * used:
-        size *= 2
-    return size

@@ -10,7 +10,6 @@ import operator
 from collections.abc import Iterator, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from shmarray.locks import RLock
 from shmarray.managed import journals
 from shmarray.managed.journals import Change
 
@@ -48,10 +47,6 @@ class SharedList(journals.Container, MutableSequence[Any]):
         made = cls.make(member, name)
         made.extend(elements)
         return made
-
-    def get_lock(self) -> RLock:
-        """A lock that keeps every other process from the list: for changes that depend on what is there."""
-        return RLock(self._array, self._guard)
 
     def _forget(self) -> None:
         self._index: list[int] = []
