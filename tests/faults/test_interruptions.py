@@ -17,7 +17,7 @@ import random
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,11 +26,10 @@ import shmarray as sa
 from shmarray.guardian import launch
 from tests.helpers import leaks
 from tests.helpers.processes import run_function
-from tests.helpers.tracing import in_package
+from tests.helpers.tracing import Interrupted, Interrupter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
 SIZE = 300
 STRIKES = 100
@@ -39,10 +38,6 @@ SWEPT = (
     "nobody holds it, and no handle to it is in flight",
     "a handle in flight to a block that was deleted, or that lay in one",
 )
-
-
-class Interrupted(BaseException):
-    """What the signal handler raises."""
 
 
 class World:
@@ -165,31 +160,6 @@ OPERATIONS = {
 }
 
 
-class _Interrupter:
-    """Raises at the n-th point, counted from 1, at which a handler could run within the package."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.count = 0
-        self.where = ""
-
-    def _event(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event in ("call", "c_return") and in_package(frame.f_code.co_filename):
-            self.count += 1
-            if self.count == self.n:
-                sys.setprofile(None)
-                what = getattr(arg, "__qualname__", "") if event == "c_return" else ""
-                self.where = f"{event} {what} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
-                raise Interrupted
-
-    def __enter__(self) -> Self:
-        sys.setprofile(self._event)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        sys.setprofile(None)
-
-
 def _ignore_interruptions(unraisable: Any) -> None:
     """Say nothing of an interruption in a destructor's or weak reference's callback, where no exception can come out."""
     if not issubclass(unraisable.exc_type, Interrupted):
@@ -225,7 +195,7 @@ def every_point(name: str) -> None:
     while reached:
         n += 1
         operation.ready(world)
-        with _Interrupter(n) as interrupter, contextlib.suppress(Interrupted):
+        with Interrupter(n) as interrupter, contextlib.suppress(Interrupted):
             operation.deed(world)
         reached = interrupter.count >= n
         _found(world, interrupter.where, leaked)

@@ -116,6 +116,39 @@ def count_events(function: Callable[[], object], files: Files = in_package, *, o
     return tracer.count
 
 
+class Interrupted(BaseException):
+    """What a signal handler raises, as `KeyboardInterrupt`."""
+
+
+class Interrupter:
+    """Raises at the n-th point, counted from 1, at which a handler could run within chosen files, by default those of the package."""
+
+    def __init__(self, n: int, files: Files = in_package) -> None:
+        """Stand ready to raise at point `n`, counted in those files."""
+        self.n = n
+        self.files = files
+        self.count = 0
+        self.where = ""
+
+    def _event(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event in ("call", "c_return") and self.files(frame.f_code.co_filename):
+            self.count += 1
+            if self.count == self.n:
+                sys.setprofile(None)
+                what = getattr(arg, "__qualname__", "") if event == "c_return" else ""
+                self.where = f"{event} {what} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
+                raise Interrupted
+
+    def __enter__(self) -> Self:
+        """Begin to count."""
+        sys.setprofile(self._event)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Count no more."""
+        sys.setprofile(None)
+
+
 class Call(NamedTuple):
     """One call to the kernel: `os.link`, and the module and function of ours that makes it."""
 

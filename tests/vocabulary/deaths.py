@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import traceback
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from tests.helpers import leaks
 from tests.helpers.processes import reap
-from tests.helpers.tracing import in_package, kill_at, package_directory
+from tests.helpers.tracing import Interrupted, Interrupter, in_package, kill_at, package_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     import shmarray as sa
 
@@ -67,38 +65,6 @@ def sweep(
         n += step
 
 
-class Interrupted(BaseException):
-    """What a signal handler raises, as `KeyboardInterrupt`."""
-
-
-class Interrupter:
-    """Raises at the n-th point, counted from 1, at which a handler could run within the package."""
-
-    def __init__(self, n: int) -> None:
-        """Stand ready to raise at point `n`."""
-        self.n = n
-        self.count = 0
-        self.where = ""
-
-    def _event(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event in ("call", "c_return") and of_keepers(frame.f_code.co_filename):
-            self.count += 1
-            if self.count == self.n:
-                sys.setprofile(None)
-                what = getattr(arg, "__qualname__", "") if event == "c_return" else ""
-                self.where = f"{event} {what} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
-                raise Interrupted
-
-    def __enter__(self) -> Self:
-        """Begin to count."""
-        sys.setprofile(self._event)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Count no more."""
-        sys.setprofile(None)
-
-
 def interrupt_everywhere(
     ready: Callable[[], object], deed: Callable[[], object], verify: Callable[[str], object], step: int = 1
 ) -> int:
@@ -107,7 +73,7 @@ def interrupt_everywhere(
     while True:
         n += step
         ready()
-        with Interrupter(n) as interrupter, contextlib.suppress(Interrupted):
+        with Interrupter(n, of_keepers) as interrupter, contextlib.suppress(Interrupted):
             deed()
         verify(interrupter.where or "not interrupted")
         if interrupter.count < n:
