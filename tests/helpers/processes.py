@@ -126,7 +126,13 @@ def run_command(
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """Ask for the stacks of a process, then kill its whole group and collect what was said."""
+    """Ask for the stacks of a process, then of the rest of its group, kill them all and collect what was said.
+
+    The process goes first and alone: stacks written by two at once into one pipe are mixed line by line.
+    """
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.send_signal(signal.SIGABRT)
+        process.wait(_DYING)
     for number in (signal.SIGABRT, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

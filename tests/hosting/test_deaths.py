@@ -131,7 +131,8 @@ def test_nothing_is_left_of_a_host_whoever_is_killed(victims: str, state: str, t
         identity, guardian, host, *workers = owner.wait_for("ready")
         if state == "busy":
             said = str(tmp_path / "busy")
-            owner.tell(f"later = pool.map_async(busy, [{said!r}])")
+            owner.tell(f"later = pool.map_async(busy, [{said!r}]); report('mapped')")
+            owner.wait_for("mapped")  # the call has its answer: only its task is under way
             wait_until(lambda: os.path.exists(said))
         if "guardian" in victims:
             os.kill(guardian, signal.SIGKILL)
