@@ -22,7 +22,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     contents        what a block holds, in NumPy's terms
     drafts, deletion   a block in the making; its end on request
     blocks, keeping, blockfiles   one block from birth to unlink; its handles; its file
-    founding, membership, controls   opening a store; taking part in one; reading any
+    founding, membership, leasing, controls   opening a store; taking part in one; its lease; reading any
     exhaustion      what to say when there is no more
     shields         keeping the cycle collector from a mapping
     reaper          who may remove which name, on what proof

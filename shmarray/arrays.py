@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from shmarray import blocks, contents, deletion, membership, wholes
+from shmarray._format import control, header
 from shmarray._format.dtypes import decode_dtype, encode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
-from shmarray._os import segments
+from shmarray._os import segments, words
 from shmarray.guards import guard_of
 from shmarray.locks import Lock, ReadAccess, WriteAccess
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 
 _BYTE = np.dtype(np.uint8)
-_frombuffer = np.frombuffer
+_frombuffer, _ndarray, _Segment = np.frombuffer, np.ndarray, segments.Segment
+_load, _find_whole, _WHOLE = words.WORD_FORMAT.unpack_from, wholes.find, wholes.CACHE
+_STORE_AT, _OPEN, _LIVE = control.STATE_AT, control.OPEN, header.LIVE
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -136,17 +139,26 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle as a handle; private memory pickles as NumPy does, by value."""
-        segment = contents.segment_of(self)
-        if segment is None:
-            return self.view(np.ndarray).__reduce_ex__(protocol)
-        whole = wholes.of(segment) or _note_whole(segment)
+        # Written out, without calls into Python: this is what handing an array on costs.
+        base: Any = self.base
+        if type(base) is _ndarray:
+            base = base.base
+        segment = base.obj if type(base) is memoryview else None
+        if type(segment) is not _Segment:
+            segment = contents.segment_of(self)
+            if segment is None:
+                return self.view(np.ndarray).__reduce_ex__(protocol)
+        leases = segment.tag.member.leases
+        whole = segment.tag.cache.get(_WHOLE) or _note_whole(segment)
         if (
             whole is not None
             and self.dtype is whole.dtype
             and self.shape == whole.shape
             and self.strides == whole.strides
             and self.flags.writeable
-            and blocks.is_usable(segment)
+            and leases
+            and _load(leases[0], _STORE_AT)[0] == _OPEN
+            and _load(segment, whole.state_at)[0] == _LIVE
         ):
             return _attach_whole, whole.arguments
         return _attach, (tuple(blocks.offer(segment)), tuple(_spec(self, segment)))
@@ -299,18 +311,27 @@ def of_whole(segment: segments.Segment, whole: wholes.Whole) -> SharedArray:
 
 def _attach_whole(token: bytes, code: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> SharedArray:
     """Load the handle of a whole named array. Raises as `blocks.attach` does."""
-    found = wholes.find(token)
-    if found is not None:
-        return of_whole(*found)
+    # Written out, without calls into Python: this is what receiving an array costs.
+    whole = _find_whole(token)
+    if whole is not None:
+        segment = whole()
+        if segment is not None:
+            leases = segment.tag.member.leases
+            if leases and _load(leases[0], _STORE_AT)[0] == _OPEN and _load(segment, whole.state_at)[0] == _LIVE:
+                return _new(SharedArray, whole.shape, whole.dtype, _frombuffer(segment, _BYTE), 0, whole.strides)
+    return _attach_anew(token, code, shape, strides)
+
+
+def _attach_anew(token: bytes, code: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> SharedArray:
+    """Load the handle of a whole named array of which nothing has been noted here."""
     key = wholes.key_of(token)
-    again = blocks.known(key.store, key.block, key.name)
-    segment = again or blocks.attach(membership.join(key.store_key), key)
+    segment = blocks.attach(membership.near(key.store) or membership.join(key.store_key), key)
     try:
         array = _new(SharedArray, shape, decode_dtype(code), contents.root_of(segment), 0, strides)
     except (ValueError, TypeError) as error:
         raise contents.undescribed(segment.tag, error) from None
-    if again is not None:
-        wholes.note(again, array)  # for the next time: it stays attached here
+    if wholes.is_shown_again(segment):
+        wholes.note(segment, array)  # for the next time: it stays attached here
     return array
 
 

@@ -7,6 +7,7 @@ Must not know: what this process has attached; what a description says.
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from shmarray import controls
@@ -58,7 +59,7 @@ def read_checked(key: StoreKey, fd: segments.Descriptor, info: os.stat_result, p
         if info.st_uid != key.uid:
             message = f"it belongs to user {info.st_uid}, not {key.uid}"
             raise form.DamagedError(message)
-        if not segments.is_regular(info) or info.st_size % form.PAGE or info.st_size < form.PAGE:
+        if not stat.S_ISREG(info.st_mode) or info.st_size % form.PAGE or info.st_size < form.PAGE:
             message = f"a file of {info.st_size} bytes is no block: it was truncated, or is not ours"
             raise form.DamagedError(message)
         head = read_header(fd, info.st_size)
@@ -74,10 +75,11 @@ def read_header(fd: segments.Descriptor, size: int) -> form.Header:
     """Read and check the header of an open block of `size` bytes; raises `DamagedError`."""
     length = min(size, _TAIL)
     tail = segments.read(fd, length, size - length)
-    needed = form.meta_size(tail) + form.SIZE
-    if length < needed <= size:
-        tail = segments.read(fd, needed, size - needed)
-    return form.unpack(tail, size)
+    try:
+        return form.unpack(tail, size)
+    except form.TooShortError:
+        needed = form.meta_size(tail) + form.SIZE
+        return form.unpack(segments.read(fd, needed, size - needed), size)
 
 
 def corrupt(path: str, reason: str) -> CorruptBlockError:

@@ -38,6 +38,7 @@ K = TypeVar("K")
 _load = words.WORD_FORMAT.unpack_from
 KEEPS = "keeps"
 """In the cache of a block: other blocks' handles lie in it."""
+_SEEN = "seen"  # in the cache of a block: the store's count of changes when its name was last seen to lead to it
 
 
 class Block(NamedTuple):
@@ -94,9 +95,7 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
 
 
 def _tidy() -> None:
-    """Forget references to named blocks that were unmapped, when there are many entries."""
-    if len(_attached) + len(_named) < _tidy_at[0]:
-        return
+    """Forget references to named blocks that were unmapped; for when there are many entries."""
     forget_dead(_attached)
     forget_dead(_named)
     _tidy_at[0] = 2 * (len(_attached) + len(_named)) + 256
@@ -119,7 +118,8 @@ def register(segment: segments.Segment, block: Block) -> segments.Segment:
         _pins[id(pinned)] = pinned
     else:
         watch = _named[block.key.store, block.key.name] = weakref.ref(segment)
-        _tidy()
+        if len(_attached) + len(_named) >= _tidy_at[0]:
+            _tidy()
     while True:
         first = _attached.setdefault((block.key.store, block.key.block), watch)
         if first is watch:
@@ -130,17 +130,6 @@ def register(segment: segments.Segment, block: Block) -> segments.Segment:
         if _attached.get((block.key.store, block.key.block)) is first:
             _attached[block.key.store, block.key.block] = watch
             return segment
-
-
-def is_usable(segment: segments.Segment) -> bool:
-    """Say whether handles to this mapped block are good, and its store is open: without a look at any file."""
-    block: Block = segment.tag
-    leases = block.member.leases
-    return bool(
-        leases
-        and _load(leases[0], layout.STATE_AT)[0] == layout.OPEN
-        and _load(segment, block.file_size - form.SIZE + form.STATE_AT)[0] == form.LIVE
-    )
 
 
 def is_live(segment: segments.Segment) -> bool:
@@ -221,15 +210,22 @@ def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segment
 
 
 def lookup(member: Membership, name: str) -> segments.Segment:
-    """Map the block that has this name now. Raises as `attach` does."""
+    """Map the block that has this name now. Raises as `attach` does, and `ArrayNameError`."""
     hold = member.require_open()
-    watch = _named.get((member.key.store, name))
+    watch = _named.get((member.key.store, name)) if type(name) is str else None
     segment = watch() if watch is not None else None
     if segment is not None:
         block: Block = segment.tag
-        if blockfiles.leads_to(block.path, block.identity) and is_live(segment):
-            return segment
-    key = BlockKey(member.key.uid, member.key.store, -1, name, None)
+        changes = _load(hold, layout.CHANGES_AT)[0]
+        if _load(segment, block.file_size - form.SIZE + form.STATE_AT)[0] == form.LIVE:
+            # No change has begun since the name was seen to lead here, and none was under way then: so it still does.
+            if block.cache.get(_SEEN) == changes:
+                return segment
+            if blockfiles.leads_to(block.path, block.identity) and is_live(segment):
+                if not changes % 2:
+                    block.cache[_SEEN] = changes
+                return segment
+    key = BlockKey(member.key.uid, member.key.store, -1, names.check(name), None)
     path = member.block_prefix + key.entry
     last: segments.Descriptor | None = None
     while True:

@@ -10,7 +10,6 @@ import os
 from typing import TYPE_CHECKING
 
 from shmarray import blockfiles, blocks, reaper
-from shmarray._format import control as layout
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import segments, words
@@ -26,7 +25,7 @@ def delete(segment: segments.Segment) -> bool:
     if not blocks.is_live(segment):
         return False
     try:
-        lock = block.member.exclusively(layout.CHANGE_MARK)
+        section = block.member.changing()
     except StoreClosedError:
         return False
     try:
@@ -36,7 +35,7 @@ def delete(segment: segments.Segment) -> bool:
         removed = blockfiles.leads_to(block.path, block.identity) and segments.unlink(block.path)
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
     finally:
-        lock.close()
+        block.member.changed(section)
     if block.key.name is None:
         _drop_claims(block.member, f"{names.IN_FLIGHT}{block.key.block:016x}.")
     return removed
@@ -45,7 +44,7 @@ def delete(segment: segments.Segment) -> bool:
 def delete_name(member: Membership, name: str) -> bool:
     """Remove the block of that name, whatever it is; false if there is none."""
     path = member.block_prefix + names.NAMED + names.encode(name)
-    lock = member.exclusively(layout.CHANGE_MARK)
+    section = member.changing()
     try:
         try:
             fd = blockfiles.open_block(path)
@@ -62,7 +61,7 @@ def delete_name(member: Membership, name: str) -> bool:
         finally:
             fd.close()
     finally:
-        lock.close()
+        member.changed(section)
     return True
 
 

@@ -168,7 +168,7 @@ class Draft:
     def _replace(self, path: str) -> None:
         """Move the name to this block, then mark the block that had it."""
         temporary = self.appear()
-        lock = self.member.exclusively(layout.CHANGE_MARK)
+        section = self.member.changing()
         try:
             try:
                 old = segments.open_existing(path)
@@ -185,7 +185,7 @@ class Draft:
                 if old is not None:
                     old.close()
         finally:
-            lock.close()
+            self.member.changed(section)
 
     def _abandon(self) -> None:
         if self.temporary is not None:

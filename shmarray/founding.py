@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from shmarray import controls, membership, reaper
+from shmarray import controls, leasing, reaper
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, processes, segments
@@ -43,7 +43,7 @@ def found(name: str | None, directory: str, capacity: int | None, guard: str = "
         leases.append(_make(segments.SHM_DIRECTORY, key, layout.pack(control), path, uid, owner=True))
         if directory != segments.SHM_DIRECTORY:
             claim = reaper.claim_path(directory, key)
-            leases.append(_make(directory, key, bytes(membership.CLAIM_SIZE), claim, uid, owner=False))
+            leases.append(_make(directory, key, bytes(leasing.CLAIM_SIZE), claim, uid, owner=False))
         if name is not None:
             _claim_name(path, uid, name)
         member = Membership(key, control, tuple(leases), founder=os.getpid())
@@ -61,7 +61,7 @@ def _make(directory: str, key: names.StoreKey, content: bytes, path: str, uid: i
         if owner:
             flocks.mark(fd, layout.OWNER_MARK)
         segments.write(fd, content, 0)
-        segment = membership.lease(fd, len(content), path if owner else "", uid)
+        segment = leasing.lease(fd, len(content), path if owner else "", uid)
         segments.publish(fd, path, temporary)
     except BaseException:
         if temporary is not None:

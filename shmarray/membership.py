@@ -1,8 +1,7 @@
 """Taking part in a store.
 
-Owns: the control file of a store while this process takes part in it: joining, leaving, closing; the lease that
-says "this process is alive"; which stores this process takes part in. *Locked = alive*: a process takes part exactly as long
-as it maps the control file, and the kernel ends that with the process.
+Owns: the control file of a store while this process takes part in it: joining, leaving, closing; which stores this process takes
+part in. It does so exactly as long as it holds the lease (see `leasing`).
 Must not know: blocks.
 
 A forked child gets a lease of its own before it runs any of its code, so that parent and child live and die separately.
@@ -14,53 +13,18 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import Self
 
-from shmarray import controls, exhaustion, reaper, shields
+from shmarray import controls, exhaustion, leasing, reaper, shields
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, processes, segments, words
 from shmarray.errors import CorruptBlockError, StoreClosedError, StoreFullError
 
-CLAIM_SIZE = 4096
 _load = words.WORD_FORMAT.unpack_from
 _NOTHING = dict[str, str]().clear  # a call into C that does nothing
 _joined: weakref.WeakValueDictionary[names.StoreKey, Membership] = weakref.WeakValueDictionary()
-_pins: dict[int, _Lease] = {}
-
-
-class _Lease(weakref.ref[segments.Segment]):
-    """A weak reference to a mapped control file or claim; when the mapping has gone, it looks whether it was the last."""
-
-    __slots__ = ("path", "uid")
-
-    def __new__(cls, segment: segments.Segment, path: str, uid: int) -> Self:  # noqa: ARG004  as __init__
-        """Watch `segment`."""
-        return super().__new__(cls, segment, _left)
-
-    def __init__(self, segment: segments.Segment, path: str, uid: int) -> None:
-        """Keep what the look needs, for then the segment is gone."""
-        super().__init__(segment, _left)  # type: ignore[call-arg]  # the callback goes to both, see weakref.KeyedRef
-        self.path = path
-        self.uid = uid
-        _pins[id(self)] = self
-
-
-def _left(lease: weakref.ref[segments.Segment]) -> None:
-    """Run by the interpreter when a control file was unmapped, at any moment: removes the store if nobody is left in it."""
-    _pins.pop(id(lease), None)
-    if isinstance(lease, _Lease):
-        try:
-            reaper.finish(lease.path, lease.uid)
-        except OSError:
-            return  # the guardian, the next store or `shmarray gc` does it: nothing here may raise
-
-
-def lease(fd: segments.Descriptor, size: int, path: str, uid: int) -> segments.Segment:
-    """Map a file whose lease `fd` has taken, and watch the mapping's end."""
-    segment = segments.map_shared(fd, size)
-    _Lease(segment, path, uid)
-    return segment
+# The same by the store's number, for the way to a first attach: no call of Python's on it.
+_near: dict[int, weakref.ref[Membership]] = {}
 
 
 class Section:
@@ -91,7 +55,7 @@ class Membership:
         self.block_prefix = os.path.join(control.directory, key.prefix)
 
     def _hold(self, leases: tuple[segments.Segment, ...]) -> None:
-        """Take over leases; those before end with their last user. `_left` must not be called while a mapping is still there."""
+        """Take over leases; those before end with their last user. The last look at them must not come while a mapping is still there."""
         self.leases = leases
         self._shields = [shields.over(lease) for lease in leases]
 
@@ -170,6 +134,22 @@ class Membership:
             raise
         return section
 
+    def changing(self) -> Section:
+        """Enter the critical section in which names come to lead elsewhere, and let all see that they may; see `changed`."""
+        section = self.exclusively(layout.CHANGE_MARK)
+        leases = self.leases
+        if leases:
+            # Odd from here on. Where the last one died inside, it was odd before.
+            words.store(leases[0], layout.CHANGES_AT, (words.load(leases[0], layout.CHANGES_AT) | 1) + 2)
+        return section
+
+    def changed(self, section: Section) -> None:
+        """Leave that section. Who had looked before looks again; should this process die before, everyone looks each time."""
+        leases = self.leases
+        if leases and section.fd is not None:  # inside another section of the same thread, that one is not over
+            words.store(leases[0], layout.CHANGES_AT, words.load(leases[0], layout.CHANGES_AT) + 1)
+        section.close()
+
     def reader_slot(self) -> tuple[int, int] | None:
         """Give this process's slot in the tables of readers and the slot's epoch; None if all slots are taken.
 
@@ -247,6 +227,7 @@ class Membership:
     def enter(self) -> None:
         """Be the one by which this process takes part."""
         _joined[self.key] = self
+        _note_near(self)
 
     def leave(self) -> None:
         """Stop taking part; what this process has attached stays valid."""
@@ -254,6 +235,7 @@ class Membership:
         self._slot = None
         if _joined.get(self.key) is self:
             del _joined[self.key]
+            _near.pop(self.key.store, None)
 
     def rejoin(self) -> None:
         """In a forked child: take leases of its own, then drop the inherited ones, which are the parent's too."""
@@ -262,30 +244,11 @@ class Membership:
         if not self.leases:
             return
         try:
-            self._hold(_take_leases(self.key, self.control))
+            self._hold(leasing.take_all(self.key, self.control))
         except (OSError, TimeoutError):
             # The store has ended meanwhile, or there is no descriptor. The inherited lease, shared with the parent, stays:
             # that can only make the store seem alive for longer.
             return
-
-
-def _take_leases(key: names.StoreKey, control: layout.Control) -> tuple[segments.Segment, ...]:
-    paths = [(reaper.control_path(key), layout.SIZE)]
-    if control.directory != segments.SHM_DIRECTORY:
-        paths.append((reaper.claim_path(control.directory, key), CLAIM_SIZE))
-    return tuple(_take_lease(path, size, key.uid) for path, size in paths)
-
-
-def _take_lease(path: str, size: int, uid: int) -> segments.Segment:
-    fd = segments.open_existing(path)
-    try:
-        flocks.share(fd)
-        if segments.status(fd).st_nlink == 0:
-            raise FileNotFoundError(path)
-        # The mapping ends with this process; the control file is what a last look has to be taken at.
-        return lease(fd, size, path if path.endswith(names.CONTROL) else "", uid)
-    finally:
-        fd.close()
 
 
 def _rejoin_all() -> None:
@@ -294,6 +257,19 @@ def _rejoin_all() -> None:
 
 
 processes.after_fork_in_child(_rejoin_all)
+
+
+def _note_near(membership: Membership) -> None:
+    for number in list(_near):
+        if (known := _near.get(number)) is not None and known() is None:
+            _near.pop(number, None)
+    _near[membership.key.store] = weakref.ref(membership)
+
+
+def near(store: int) -> Membership | None:
+    """Give this process's part in the store with that number, open or not; None if it has none."""
+    known = _near.get(store)
+    return None if known is None else known()
 
 
 def join(key: names.StoreKey) -> Membership:
@@ -328,10 +304,12 @@ def _join(key: names.StoreKey) -> Membership:
     if state != layout.OPEN:
         raise _gone(key, control.name, dead=state == layout.DEAD)
     try:
-        membership = Membership(key, control, _take_leases(key, control))
+        membership = Membership(key, control, leasing.take_all(key, control))
     except FileNotFoundError:
         raise _gone(key, control.name) from None
-    return _joined.setdefault(key, membership)
+    membership = _joined.setdefault(key, membership)
+    _note_near(membership)
+    return membership
 
 
 def _gone(key: names.StoreKey, name: str | None = None, *, dead: bool = False) -> StoreClosedError:

@@ -150,7 +150,7 @@ class Store(Constructors, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         """Attach the array, tree or other object of that name as it is now; raises `ArrayNotFoundError` (a `KeyError`)."""
-        segment = blocks.lookup(self._open(), names.check(name))
+        segment = blocks.lookup(self._open(), name)
         return objects.open_segment(segment)
 
     def __setitem__(self, name: str, value: Any) -> None:

@@ -16,6 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from shmarray import blocks
+from shmarray._format import header as form
 from shmarray._format.dtypes import encode_dtype
 from shmarray._format.handle import BlockKey
 from shmarray._os import segments
@@ -24,21 +25,27 @@ if TYPE_CHECKING:
     import numpy as np
 
 _IDENTITY = struct.Struct("<IQQ")
-_CACHE = "whole"
+CACHE = "whole"
+"""In the cache of a block: what was noted of it."""
+_SHOWN = "shown"
 
 
 class Whole(weakref.ref[segments.Segment]):
     """A mapped named block, and what the array in it looks like."""
 
-    __slots__ = ("arguments", "dtype", "shape", "strides")
+    __slots__ = ("arguments", "dtype", "shape", "state_at", "strides")
     arguments: tuple[bytes, str, tuple[int, ...], tuple[int, ...] | None]
     """What a handle says: identity of the block, dtype, shape, and strides unless in C order."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
+    state_at: int
+    """Where the state word of the block is."""
 
 
 _known: dict[bytes, Whole] = {}
+find = _known.get
+"""What was noted of the block of a handle. Whether the block is still mapped and good, the caller sees: no call more on that way."""
 _tidy_at = [256]
 
 
@@ -51,28 +58,28 @@ def note(segment: segments.Segment, array: np.ndarray[Any, Any]) -> Whole | None
         return None
     token = _IDENTITY.pack(key.uid, key.store, key.block) + key.name.encode()
     whole = Whole(segment)
+    whole.state_at = form.state_offset(block.file_size)
     whole.shape, whole.strides, whole.dtype = array.shape, array.strides, array.dtype
     whole.arguments = token, code, array.shape, None if array.flags.c_contiguous else array.strides
     if len(_known) >= _tidy_at[0]:
         blocks.forget_dead(_known)
         _tidy_at[0] = 2 * len(_known) + 256
-    _known[token] = block.cache[_CACHE] = whole
+    _known[token] = block.cache[CACHE] = whole
     return whole
+
+
+def is_shown_again(segment: segments.Segment) -> bool:
+    """Say whether a handle of this block was loaded before while it was mapped: then noting it pays."""
+    cache: dict[str, object] = segment.tag.cache
+    if _SHOWN in cache:
+        return True
+    cache[_SHOWN] = True
+    return False
 
 
 def of(segment: segments.Segment) -> Whole | None:
     """Give what was noted of a block."""
-    return segment.tag.cache.get(_CACHE)  # type: ignore[no-any-return]  # nothing else has that key
-
-
-def find(token: bytes) -> tuple[segments.Segment, Whole] | None:
-    """Give the block of a handle if it is mapped here, has its name, and its store is open."""
-    whole = _known.get(token)
-    if whole is not None:
-        segment = whole()
-        if segment is not None and blocks.is_usable(segment):
-            return segment, whole
-    return None
+    return segment.tag.cache.get(CACHE)  # type: ignore[no-any-return]  # nothing else has that key
 
 
 def key_of(token: bytes) -> BlockKey:

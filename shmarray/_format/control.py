@@ -18,12 +18,14 @@ _MAGIC = b"SHMSTORE"
 VERSION = 1
 _FIXED = struct.Struct("<8sHHIQQ")  # magic, version, zero, checksum, store, length of the description
 _DESCRIPTION_AT = 2048
-_WORDS = struct.Struct("<QQQ")
+_WORDS = struct.Struct("<QQQQ")
 
 #: Words that change, each eight bytes, at these offsets.
 STATE_AT = 256
 GUARDIAN_AT = 264
 USED_AT = 272
+CHANGES_AT = 280
+"""Counts changes of what names lead to: odd while one is being made, or since one was cut short by a death."""
 #: One word for each slot of the tables of readers: how often the slot has been taken.
 EPOCHS_AT = 512
 SLOTS = 104
@@ -72,7 +74,7 @@ def pack(control: Control) -> bytes:
     _FIXED.pack_into(page, 0, _MAGIC, VERSION, 0, 0, control.store, len(description))
     crc = zlib.crc32(description, zlib.crc32(page[: _FIXED.size]))
     _FIXED.pack_into(page, 0, _MAGIC, VERSION, 0, crc, control.store, len(description))
-    _WORDS.pack_into(page, STATE_AT, OPEN, 0, 0)
+    _WORDS.pack_into(page, STATE_AT, OPEN, 0, 0, 0)
     return bytes(page)
 
 
@@ -87,7 +89,7 @@ def unpack(page: bytes) -> tuple[Control, int]:
         raise DamagedError(message)
     description = page[_DESCRIPTION_AT : _DESCRIPTION_AT + length]
     unused = (
-        page[_FIXED.size : STATE_AT] + page[USED_AT + 8 : EPOCHS_AT] + page[EPOCHS_AT + 8 * SLOTS : _DESCRIPTION_AT]
+        page[_FIXED.size : STATE_AT] + page[CHANGES_AT + 8 : EPOCHS_AT] + page[EPOCHS_AT + 8 * SLOTS : _DESCRIPTION_AT]
     )
     if (unused + page[_DESCRIPTION_AT + length :]).strip(b"\0"):
         message = "bytes of its control file that are not in use are not zero"

@@ -86,7 +86,7 @@ def decode_dtype(encoded: object) -> np.dtype[Any]:
     dtype(('>u2', (7,)))
     """
     if type(encoded) is str:
-        return _decode_plain(encoded)
+        return _COMMON.get(encoded) or _decode_plain(encoded)
     return _decode(encoded, 0)
 
 
@@ -216,6 +216,10 @@ def _encode(dtype: np.dtype[Any]) -> EncodedDType:
         natural = max((field.dtype.alignment for field in fields), default=1)
         result["a"] = _ALIGNED if dtype.alignment == natural else _ALIGNED_ANYWHERE
     return result
+
+
+#: Numbers, ready: a process's first attach waits for this. None of these can be changed in place.
+_COMMON = {dtype.str: dtype for dtype in map(np.dtype, "?bBhHiIlLefdFD") if _spelling(dtype.str, dtype.char) == dtype.str}
 
 
 @functools.lru_cache(maxsize=1024)

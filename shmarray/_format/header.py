@@ -44,6 +44,10 @@ class DamagedError(ValueError):
     """These bytes are not the header of a block."""
 
 
+class TooShortError(DamagedError):
+    """More of the file has to be read."""
+
+
 class Header(NamedTuple):
     """What the header of a block says. Sizes in bytes; `born` in nanoseconds since the epoch; `pid` made it."""
 
@@ -93,7 +97,7 @@ def meta_size(tail: bytes) -> int:
 def unpack(tail: bytes, size: int) -> Header:
     """Read and check the header of a file of `size` bytes from its last bytes, which must hold the whole description.
 
-    Raises `DamagedError` for anything that `pack` did not write.
+    Raises `DamagedError` for anything that `pack` did not write: `TooShortError` where the description begins before these bytes.
     """
     at = len(tail) - SIZE
     if tail[at : at + 8] != MAGIC or at < 0:
@@ -108,6 +112,9 @@ def unpack(tail: bytes, size: int) -> Header:
     if told_size != size:
         message = f"it is {size} bytes long and its header says {told_size}"
         raise DamagedError(message)
+    if at < length <= size - SIZE:
+        message = f"its description of {length} bytes is not all here"
+        raise TooShortError(message)
     if length > at or meta_at != size - SIZE - length or nbytes > meta_at:
         message = "the fields of its header contradict each other"
         raise DamagedError(message)

@@ -30,6 +30,7 @@ MAX_NAME_BYTES = 255
 _MAX_ENCODED = 160
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 _HASHED = "%~"
+_PLAIN_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{_MAX_ENCODED}}}", re.ASCII)
 _CONTROL_FILE = re.compile(r"shmarray\.(\d+)\.([0-9a-f]{16})\.ctl\Z")
 _STORE_FILE = re.compile(r"shmarray\.(\d+)\.([0-9a-f]{16})\.")
 _PIECE = re.compile(r"%[0-9A-F]{2}|[A-Za-z0-9._-]+")
@@ -101,6 +102,8 @@ def _objection(name: object) -> str | None:
 @functools.lru_cache(maxsize=1024)
 def encode(name: str) -> str:
     """Spell a checked name so that it may stand in a file name."""
+    if _PLAIN_NAME.fullmatch(name):  # most are, and a process's first attach waits for this
+        return name
     raw = name.encode()
     text = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in raw)
     if len(text) <= _MAX_ENCODED:

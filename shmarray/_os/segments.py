@@ -31,11 +31,17 @@ _RESERVE_PIECE = 16 << 20  # one call is interrupted and undone by a signal on o
 _WRITE_PIECE = 64 << 20
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000  # `mmap` has the name from 3.13 on
+_EXISTING = os.O_NOFOLLOW | os.O_NONBLOCK
 _SIGNATURE = os.O_NOATIME | os.O_NONBLOCK  # without effect on files of our own that are memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_addressof, _first_byte = ctypes.addressof, ctypes.c_char.from_buffer
+_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+_PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
+_OVER = mmap.MAP_SHARED | _MAP_FIXED
 
 
 Descriptor = select.epoll
@@ -127,8 +133,7 @@ def _create(directory: str, fallback: Callable[[], str]) -> tuple[Descriptor, st
 
 def open_existing(path: str, *, write: bool = True) -> Descriptor:
     """Open a file for reading and writing, or only for reading, never through a symbolic link."""
-    mode = os.O_RDWR if write else os.O_RDONLY
-    return _opened(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK)
+    return _opened(path, _EXISTING | (os.O_RDWR if write else os.O_RDONLY))
 
 
 def status(fd: Descriptor) -> os.stat_result:
@@ -225,9 +230,9 @@ def map_shared(fd: Descriptor, size: int) -> Segment:
     # Before 3.13 an mmap object keeps a duplicate of the descriptor. So take an anonymous one, which keeps none, and lay
     # the file's pages over it in place: its C destructor unmaps them like its own.
     # No memory is set aside for it, so that a file larger than all memory can be mapped.
-    segment = Segment(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-    address = address_of(segment)
-    placed = _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd.fileno(), 0)
+    segment = Segment(-1, size, flags=_ANONYMOUS)
+    address = _addressof(_first_byte(segment))
+    placed = _mmap(address, size, _PROTECTION, _OVER, fd.fileno(), 0)
     if placed != address:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -236,4 +241,4 @@ def map_shared(fd: Descriptor, size: int) -> Segment:
 
 def address_of(segment: mmap.mmap) -> int:
     """Tell where a mapping begins in this process."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(segment))
+    return _addressof(_first_byte(segment))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 import shmarray as sa
+from shmarray import blockfiles
 from shmarray._os import flocks, segments
 from tests.lifetime.workers import SIZE, make, read, write
 
@@ -74,6 +77,67 @@ def test_a_name_replaced_in_the_middle_of_a_look_up_is_found(monkeypatch: pytest
                 assert found.tolist() in ([0, 0, 0], [1, 1, 1]), call
                 assert store["w"].tolist() == [1, 1, 1]
                 del found
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("moment", ["before the name is moved", "before the old array is marked"])
+def test_a_name_is_looked_at_again_while_its_change_is_under_way(
+    moment: str, store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who replaces an array stops there, goes on, and is killed before it can say so: look-ups go to what has the name."""
+    store["w"] = np.zeros(3)
+    kept = [store["w"], store["w"]]  # seen, and remembered
+    here, there = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+
+        def stop(*_: object) -> None:
+            os.write(here[1], b"!")
+            os.read(there[0], 1)
+
+        def stop_and_move(*names: str) -> None:
+            stop()
+            real(*names)
+
+        def die(*_: object) -> None:
+            if moment.startswith("before the old"):
+                stop()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        real = segments.replace
+        if moment.startswith("before the name"):
+            monkeypatch.setattr(segments, "replace", stop_and_move)
+        monkeypatch.setattr(blockfiles, "mark_deleted", die)
+        try:
+            store["w"] = np.ones(3)
+        finally:
+            os._exit(1)
+    os.read(here[0], 1)
+    first = 0 if moment.startswith("before the name") else 1
+    assert [store["w"][0] for _ in range(3)] == [first] * 3
+    os.write(there[1], b"!")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    for end in (*here, *there):
+        os.close(end)
+    assert [store["w"][0] for _ in range(3)] == [1] * 3
+    store["w"] = np.full(3, 2)
+    assert [store["w"][0] for _ in range(3)] == [2] * 3
+    assert [array[0] for array in kept] == [0, 0]
+
+
+def test_a_change_inside_a_change_does_not_end_it(store: sa.Store) -> None:
+    """A finalizer that deletes in the midst of a replacement does not make look-ups believe that it is over."""
+    store["w"], store["x"] = np.zeros(3), np.zeros(3)
+    member = store["w"].base.base.obj.tag.member
+    outer = member.changing()
+    del store["x"]
+    before = [store["w"], store["w"], store["w"]]  # seen, and remembered if that were right
+    os.rename(f"{member.block_prefix}n.w", f"{member.block_prefix}n.y")
+    with pytest.raises(sa.ArrayNotFoundError):
+        store["w"]
+    os.rename(f"{member.block_prefix}n.y", f"{member.block_prefix}n.w")
+    member.changed(outer)
+    assert [array[0] for array in (*before, store["w"])] == [0] * 4
 
 
 def test_two_writers_of_one_name_leave_one_array(store: sa.Store) -> None:

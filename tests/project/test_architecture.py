@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("_format",),
     ("reaper", "exhaustion", "shields"),
     ("controls",),
+    ("leasing",),
     ("membership",),
     ("founding",),
     ("blockfiles", "keeping"),

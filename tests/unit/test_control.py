@@ -19,6 +19,7 @@ EXAMPLE = layout.Control(7, "näme", "/dev/shm", 1 << 30, (10, 20, 30), "0f2b", 
 FREE = {
     *range(layout.GUARDIAN_AT, layout.GUARDIAN_AT + 8),
     *range(layout.USED_AT, layout.USED_AT + 8),
+    *range(layout.CHANGES_AT, layout.CHANGES_AT + 8),
     *range(layout.EPOCHS_AT, layout.EPOCHS_AT + 8 * layout.SLOTS),
 }
 
