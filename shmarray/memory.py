@@ -101,10 +101,10 @@ _SLOT = 3  # words of a slot: what it holds, where its room begins, how large th
 class ShareableList(objects.SharedObject):
     r"""A `multiprocessing.shared_memory.ShareableList` without its faults, that travels through any queue or argument.
 
-    Of a fixed number of `int` (64 bits), `float`, `bool`, `str`, `bytes`, `None`; each may be replaced by another of them that fits into
-    its room, which is that of the first value: 8 bytes for a number, for a text its length in UTF-8 and up to 8 bytes more. Keeps
-    trailing NULs. A value that is read is one that was written, whole, also after a writer was killed. Raises `ValueError` for what
-    does not fit, `TypeError` for other types, `IndexError`.
+    Of a fixed number of `int` (64 bits), `float`, `bool` (NumPy's become Python's), `str`, `bytes`, `None`; each may be replaced by
+    another of them that fits into its room, which is that of the first value: 8 bytes for a number, for a text its length in UTF-8 or
+    up to 8 bytes more. Keeps trailing NULs. A value that is read is one that was written, whole, also after a writer was killed.
+    Raises `ValueError` for what does not fit, `TypeError` for other types, `IndexError`.
 
     >>> import shmarray as sa
     >>> with sa.Store() as store:
@@ -121,7 +121,7 @@ class ShareableList(objects.SharedObject):
     def make(cls, member: Membership, sequence: Iterable[Any] = (), name: str | None = None) -> Self:
         """Make one with these values."""
         coded = [_encode(value) for value in sequence]
-        rooms = [_ALIGN * (len(data) // _ALIGN + 1) if kind in (_STR, _BYTES_TYPE) else _ALIGN for kind, data in coded]
+        rooms = [_room(kind, data) for kind, data in coded]
         table = 8 * (1 + _SLOT * len(coded))
         starts = [table + 2 * sum(rooms[:number]) for number in range(len(coded))]
 
@@ -176,7 +176,7 @@ class ShareableList(objects.SharedObject):
         try:
             holds, start, room = self._words[at : at + _SLOT]
             if len(data) > room:
-                message = f"{len(data)} bytes do not fit into the {room} of position {position}"
+                message = f"a value of {len(data)} bytes exceeds available storage: it does not fit into the {room} of position {position}"
                 raise ValueError(message)
             half = 1 - (holds >> 4 & 1)
             begin = start + room * half
@@ -226,12 +226,22 @@ class ShareableList(objects.SharedObject):
         return types.GenericAlias(cls, item)
 
 
+def _room(kind: int, data: bytes) -> int:
+    """How many bytes a value gets: as many as of the standard class, which counts the characters of a text, or more if it needs more."""
+    if kind not in (_STR, _BYTES_TYPE):
+        return _ALIGN
+    length = len(data.decode("utf-8", "surrogatepass")) if kind == _STR else len(data)
+    return _ALIGN * max(length // _ALIGN + 1, -(-len(data) // _ALIGN))
+
+
 def _holds(kind: int, half: int, length: int) -> int:
     return kind | half << 4 | length << 8
 
 
 def _encode(value: Any) -> tuple[int, bytes]:
     """Write a value as bytes, and its kind. Raises `TypeError`, `ValueError`."""
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf" and value.dtype.itemsize <= _ALIGN:
+        value = value.item()  # NumPy's numbers are kept as Python's
     if value is None:
         return _NONE, b""
     if isinstance(value, bool):

@@ -7,7 +7,8 @@ Must not know: how blocks live.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sized
+import operator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
@@ -38,6 +39,44 @@ def dtype_of(kind: Any) -> np.dtype[Any]:
         return _SPECIAL[kind]
     dtype: np.dtype[Any] = np.dtype(kind)
     return dtype
+
+
+def _fitting(dtype: np.dtype[Any], value: Any) -> Any:
+    """Give a value as NumPy is to store it in one element; of texts, which NumPy would cut or make of anything, only what fits.
+
+    Raises `TypeError` for what is no text, `ValueError` for one that is too long.
+    """
+    if dtype == _CHARACTER:
+        return _character(value)
+    if dtype.kind not in "SU":
+        return value
+    if not isinstance(value, (bytes, bytearray, str)):
+        message = f"{dtype} takes text, not {type(value).__name__}"
+        raise TypeError(message)
+    room = dtype.itemsize // (4 if dtype.kind == "U" else 1)
+    if len(value) > room:
+        message = f"a text of {len(value)} characters does not fit into {room}"
+        raise ValueError(message)
+    return bytes(value) if isinstance(value, bytearray) else value
+
+
+def _elements(dtype: np.dtype[Any], values: Iterable[Any]) -> Any:
+    """Give several values as NumPy is to store them; see `_fitting`."""
+    if dtype.kind in "SU":
+        return [_fitting(dtype, value) for value in values]
+    return values if isinstance(values, np.ndarray) else list(values)
+
+
+def _character(value: Any) -> bytes:
+    """Read a character as `ctypes.c_char` does."""
+    if isinstance(value, (bytes, bytearray)) and len(value) == 1:
+        return bytes(value)
+    if not isinstance(value, (bytes, bytearray, str)):
+        number = operator.index(value)
+        if 0 <= number <= 0xFF:  # noqa: PLR2004  what a byte can be
+            return bytes([number])
+    message = f"one byte, as bytes, bytearray or number, is expected, not {value!r}"
+    raise TypeError(message)
 
 
 class _Synchronized(objects.SharedObject):
@@ -107,10 +146,13 @@ class Value(_Synchronized):
     def make(
         cls, member: Membership, kind: Any, init: Any = 0, lock: Lock | None = None, name: str | None = None
     ) -> Self:
-        """Make a value of a type code, ctypes type or dtype. Raises `TypeError`, `ValueError`, `OverflowError` as NumPy does."""
+        """Make a value of a type code, ctypes type or dtype.
+
+        Raises `TypeError`, `ValueError`, `OverflowError` as NumPy does; `ValueError` also for a text that NumPy would cut.
+        """
         dtype = dtype_of(kind)
-        first = b"\0" if dtype == _CHARACTER and isinstance(init, int) and init == 0 else init
-        first = "" if dtype.kind == "U" and init == 0 else first
+        none = dtype.kind in "SU" and dtype != _CHARACTER and type(init) is int and init == 0
+        first = _fitting(dtype, "" if none else init)
 
         def fill(memory: np.ndarray[Any, Any]) -> None:
             memory[...] = first
@@ -130,11 +172,20 @@ class Value(_Synchronized):
 
     @value.setter
     def value(self, value: Any) -> None:
+        fitting = _fitting(self._array.dtype, value)
         if self._array.itemsize > _WORD:
             with self._lock:
-                self._array[...] = value
+                self._array[...] = fitting
         else:
-            self._array[...] = value
+            self._array[...] = fitting
+
+    def get(self) -> Any:
+        """`value`, as a manager's `Value` has it."""
+        return self.value
+
+    def set(self, value: Any) -> None:
+        """Set `value`, as a manager's `Value` has it."""
+        self.value = value
 
     def add(self, amount: Any = 1) -> Any:
         """Add to the value, as one step that no other `add` comes between; returns the sum."""
@@ -192,7 +243,7 @@ class Array(_Synchronized):
                 if isinstance(source, (bytes, bytearray)) and dtype == _CHARACTER:
                     memory.view(np.uint8)[:] = np.frombuffer(source, np.uint8)
                 else:
-                    memory[:] = list(source) if dtype.names is None else source
+                    memory[:] = _elements(dtype, source) if dtype.names is None else source
 
         array = cls._create(member, (size,), name, fill, dtype)
         if lock is not None:
@@ -217,15 +268,19 @@ class Array(_Synchronized):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write an element or a slice."""
+        dtype = self._array.dtype
         with self._lock:
-            if isinstance(index, slice) and isinstance(value, (bytes, bytearray)):
+            if not isinstance(index, slice):
+                self._array[index] = _fitting(dtype, value)
+                return
+            room = len(range(*index.indices(len(self._array))))
+            if room != len(value):
+                message = f"{len(value)} values do not fit into {room} elements"
+                raise ValueError(message)
+            if self._is_text() and isinstance(value, (bytes, bytearray)):
                 self._array.view(np.uint8)[index] = np.frombuffer(value, np.uint8)
             else:
-                target = self._array[index] if isinstance(index, slice) else None
-                if target is not None and len(target) != len(value):
-                    message = f"{len(value)} values do not fit into {len(target)} elements"
-                    raise ValueError(message)
-                self._array[index] = value
+                self._array[index] = _elements(dtype, value)
 
     def __iter__(self) -> Iterator[Any]:
         """Go through the elements as they are when reached."""

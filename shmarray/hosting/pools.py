@@ -75,7 +75,7 @@ class HostPool(pool.Pool):
             lock.acquire(block=False)
             lock.release()
         error = LostTaskError(
-            f"a worker of a pool died (exit status {status}), and with it what it was doing",
+            f"a worker of a pool has ended (exit status {status}), and with it what it was doing",
             remedy="Make a new pool, and give it again what has no result.",
             status=status,
         )

@@ -204,11 +204,13 @@ class SharedDict(_Keyed, MutableMapping[Any, Any]):
 
     def __repr__(self) -> str:
         """Show what is there now."""
-        return f"<SharedDict {self.copy()!r}>"
+        return self._described("<SharedDict {...}>", lambda: repr(self.copy())[1:-1])
 
 
 class Namespace(_Keyed):
     """A `multiprocessing.Manager().Namespace()` in shared memory: what one process sets as an attribute, all see.
+
+    As with a manager's, an attribute whose name begins with an underscore belongs to this object alone, and does not travel.
 
     >>> import shmarray as sa
     >>> with sa.Store() as store:
@@ -218,7 +220,7 @@ class Namespace(_Keyed):
     Namespace(step=2)
     """
 
-    __slots__ = ()
+    __slots__ = ("__dict__",)
     _kind = "Namespace"
 
     @classmethod
@@ -261,5 +263,8 @@ class Namespace(_Keyed):
             names.extend(sorted(self._index))
             return [self._place_of(name) for name in names]
 
-        values = self._load_all(find)
-        return f"Namespace({', '.join(f'{name}={value!r}' for name, value in zip(names, values, strict=True))})"
+        def describe() -> str:
+            values = self._load_all(find)
+            return ", ".join(f"{name}={value!r}" for name, value in zip(names, values, strict=True))
+
+        return self._described("Namespace(...)", describe)

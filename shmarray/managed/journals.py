@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import threading
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from shmarray import keepers, keeping, objects
@@ -32,6 +33,16 @@ _END = 0  # of the arena's words: where the journal ends
 _HEAD = struct.Struct("<IHHII")  # size, what, kind of the parcel, length of argument, of links
 _FIRST_SIZE = 4096
 _ALIGN = 16
+
+
+class _Shown(threading.local):
+    """The containers of which this thread is saying what is in them, each by its block."""
+
+    def __init__(self) -> None:
+        self.blocks: set[tuple[int, int]] = set()
+
+
+_shown = _Shown()
 
 
 class Change(NamedTuple):
@@ -69,6 +80,20 @@ class Container(objects.SharedObject):
     def get_lock(self) -> RLock:
         """A lock that keeps every other process from the container: for changes that depend on what is there."""
         return RLock(self._array, self._guard)
+
+    def _described(self, within: str, describe: Callable[[], str]) -> str:
+        """Put what is in the container into `within`, in the place of its dots; they stay where that is being said already.
+
+        A container may contain itself, and each time it is loaded it is another object.
+        """
+        block = objects.segment_of(self).tag.identity
+        if block in _shown.blocks:
+            return within
+        _shown.blocks.add(block)
+        try:
+            return within.replace("...", describe())
+        finally:
+            _shown.blocks.discard(block)
 
     # -- for subclasses ------------------------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ class SharedList(journals.Container, MutableSequence[Any]):
 
     def __repr__(self) -> str:
         """Show what is there now."""
-        return f"<SharedList {self.copy()!r}>"
+        return self._described("<SharedList [...]>", lambda: repr(self.copy())[1:-1])
 
     # -- changing ------------------------------------------------------------------------------------------------------
 

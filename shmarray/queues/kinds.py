@@ -28,6 +28,7 @@ class _Base(objects.SharedObject):
     __slots__ = ("_closed", "_keeper", "_line", "_shelf", "_tasks")
     _order: ClassVar[type[shelves.Shelf]] = shelves.Ring
     _counts_tasks: ClassVar[bool] = False
+    _closed_error: ClassVar[type[Exception]] = ValueError
 
     @classmethod
     def make(cls, member: Membership, maxsize: int = 0, name: str | None = None) -> Self:
@@ -68,17 +69,26 @@ class _Base(objects.SharedObject):
     # -- what all say --------------------------------------------------------------------------------------------------
 
     def empty(self) -> bool:
-        """Whether there is no value now; another process may put one at any moment."""
-        return not len(self._shelf)
+        """Whether there is no value now; another process may put one at any moment.
+
+        `OSError` once this object was closed and there are values, as of the standard one: this process does not get them.
+        """
+        found = not len(self._shelf)
+        if self._closed and not found:
+            message = f"{type(self).__name__} is closed"
+            raise OSError(message)
+        return found
 
     def close(self) -> None:
-        """Use the queue no more in this process, by this object: `put` and `get` raise `ValueError`. Others go on."""
+        """Use the queue no more in this process, by this object: `put` and `get` raise `ValueError`, of a `SimpleQueue` `OSError`.
+
+        Others go on.
+        """
         self._closed = True
 
     def _require_open(self) -> None:
         if self._closed:
-            message = f"{type(self).__name__} is closed"
-            raise ValueError(message)
+            raise self._closed_error(f"{type(self).__name__} is closed")
 
     def __repr__(self) -> str:
         """Show how many values there are."""
@@ -98,6 +108,12 @@ class SimpleQueue(_Base):
 
     __slots__ = ()
     _kind = "SimpleQueue"
+    _closed_error = OSError
+
+    def empty(self) -> bool:
+        """Whether there is no value now. Raises `OSError` once closed."""
+        self._require_open()
+        return super().empty()
 
     def put(self, item: Any) -> None:
         """Put a value. Raises what pickling raises, `StoreFullError`, `StoreClosedError`."""
@@ -163,7 +179,7 @@ class Queue(_Base):
 class JoinableQueue(Queue):
     """A `multiprocessing.JoinableQueue`: a `Queue` that counts which values have been dealt with.
 
-    Where the standard one would wait for ever for the tasks of a process that was killed, `join` raises `LostTaskError`.
+    Where the standard one would wait for ever for the tasks of a process that has ended, `join` raises `LostTaskError`.
 
     >>> import shmarray as sa
     >>> with sa.Store() as store:
@@ -193,7 +209,8 @@ class JoinableQueue(Queue):
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all values that were put have been dealt with; false after `timeout` seconds.
 
-        Raises `LostTaskError` when processes were killed that had taken values: once for each loss, then they count as dealt with.
+        Raises `LostTaskError` when processes have ended, killed or not, that had taken values and not said `task_done()`: once for
+        each loss, then they count as dealt with.
         """
         deadline = objects.deadline_of(timeout)
         self._line.within(lambda: self._count_joiners(1))
@@ -218,7 +235,8 @@ class JoinableQueue(Queue):
         if lost:
             self._wake(DONE_TURN)
             raise LostTaskError(
-                f"{lost} of the values taken from {self.name or 'this queue'} are lost: who had taken them was killed",
+                f"{lost} of the values taken from {self.name or 'this queue'} are lost: who had taken them has ended "
+                "without saying task_done()",
                 remedy="Put them again, and join again; they count as dealt with.",
                 name=self.name,
                 count=lost,

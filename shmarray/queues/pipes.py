@@ -138,12 +138,18 @@ class Connection(objects.Shareable):
     # -- the other end -------------------------------------------------------------------------------------------------
 
     def _is_alone(self) -> bool:
-        """Whether nobody has the other end: its block is gone, or may go, by the kernel's word."""
+        """Whether nobody has the other end: its block is gone, or may go, by the kernel's word.
+
+        At its end the store removes that block too: that is `StoreClosedError`, and not the end of a pipe.
+        """
         pipe = self._open()
         block = objects.segment_of(pipe).tag
         other = pipe._words[_ENDS + 1 - self._number] & 0xFFFF_FFFF_FFFF_FFFF
         path = f"{block.member.block_prefix}{block.key._replace(block=other).entry}"
-        return reaper.remove_if_unheld(path, block.key.uid) or not segments.exists(path)
+        if not reaper.remove_if_unheld(path, block.key.uid) and segments.exists(path):
+            return False
+        block.member.require_open()  # a store is marked closed before anything of it is removed
+        return True
 
     # -- sending and receiving -----------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Tasks: values that were taken from a queue and are being dealt with.
 
-Owns: who has how many of them at work, how many have been dealt with, and which are lost with a process that was killed.
+Owns: who has how many of them at work, how many have been dealt with, and which are lost with a process that has ended.
 Must not know: in which order values are taken, who waits.
 
 At rest, with the guard held, each value that was ever put is one of four: on the shelf, at work in a process, lost, dealt with. Where a

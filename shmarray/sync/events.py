@@ -56,4 +56,4 @@ class Event(objects.SharedObject):
 
     def __repr__(self) -> str:
         """Show whether it is set."""
-        return f"<Event {'set' if self.is_set() else 'unset'}>"
+        return f"<Event at {id(self):#x} {'set' if self.is_set() else 'unset'}>"

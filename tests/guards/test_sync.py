@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -181,8 +182,10 @@ def test_an_event_wakes_all_who_wait(start_method: SpawnContext) -> None:
             process.join(30)
             assert process.exitcode == 0
         assert event.wait()
+        assert re.fullmatch(r"<Event at 0x[0-9a-f]+ set>", repr(event))
         event.clear()
         assert not event.is_set()
+        assert re.fullmatch(r"<Event at 0x[0-9a-f]+ unset>", repr(event))
 
 
 def test_each_notification_wakes_one_and_none_is_lost() -> None:

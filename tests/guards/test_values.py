@@ -121,6 +121,63 @@ def test_an_array_of_characters_has_value_and_raw() -> None:
             store.Array("i", 3).value  # noqa: B018  reading is the subject
 
 
+@pytest.mark.parametrize("kind", ["S3", "U3", np.dtype("S3")])
+def test_a_text_that_is_too_long_is_refused_and_not_cut(kind: object) -> None:
+    """In a value, an element, a slice, and at the beginning; what is no text is refused too; nothing has changed then."""
+    with sa.Store() as store:
+        empty, full = (b"", b"abc") if np.dtype(kind).kind == "S" else ("", "abc")  # type: ignore[call-overload]
+        value, array = store.Value(kind), store.Array(kind, 2)
+        assert (value.value, array[:]) == (empty, [empty, empty])
+        value.value = array[0] = full
+        array[1:] = [full]
+        for wrong, error in (("abcd", ValueError), (b"abcd", ValueError), (1, TypeError), (None, TypeError)):
+            for refused in (
+                lambda wrong=wrong: setattr(value, "value", wrong),
+                lambda wrong=wrong: value.set(wrong),
+                lambda wrong=wrong: array.__setitem__(0, wrong),
+                lambda wrong=wrong: array.__setitem__(slice(0, 2), [full, wrong]),
+                lambda wrong=wrong: store.Value(kind, wrong),
+                lambda wrong=wrong: store.Array(kind, [wrong]),
+            ):
+                with pytest.raises(error):
+                    refused()
+        assert (value.value, array[:]) == (full, [full, full])
+
+
+def test_a_character_is_one_byte_or_its_number() -> None:
+    """As `ctypes.c_char`: a number is the character's code and not its digits; everything else is a TypeError."""
+    with sa.Store() as store:
+        value, array = store.Value("c", 65), store.Array("c", [66, b"C", bytearray(b"D"), np.uint8(0)])
+        assert (value.value, array.raw) == (b"A", b"BCD\0")
+        value.value, array[0], array[1:3] = 66, 255, [0, b"x"]
+        assert (value.value, array.raw) == (b"B", b"\xff\0x\0")
+        for wrong in (256, -1, b"", b"ab", "a", 1.5, None):
+            with pytest.raises(TypeError):
+                value.value = wrong
+            with pytest.raises(TypeError):
+                array[0] = wrong
+        assert (value.value, array[0]) == (b"B", b"\xff")
+
+
+def test_bytes_are_a_slice_of_characters_alone_and_have_its_length() -> None:
+    """Fewer are not repeated; into an array of numbers they go as numbers, and not as its memory."""
+    with sa.Store() as store:
+        text, numbers = store.Array("c", b"abc"), store.Array("i", 3)
+        for wrong in (b"", b"x", b"wxyz"):
+            with pytest.raises(ValueError, match="do not fit"):
+                text[:] = wrong
+        numbers[:2] = b"\1\2"
+        assert (text.raw, numbers[:]) == (b"abc", [1, 2, 0])
+
+
+def test_a_value_has_the_methods_of_a_managers() -> None:
+    """`get` and `set` beside the property."""
+    with sa.Store() as store:
+        value = store.Value("i", 5)
+        value.set(value.get() + 1)
+        assert (value.get(), value.value) == (6, 6)
+
+
 def test_a_lock_may_be_shared_by_several_values() -> None:
     """Two values with one lock: holding the one's lock is holding the other's, also after a journey."""
     with sa.Store() as store:

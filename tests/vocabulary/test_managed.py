@@ -161,9 +161,24 @@ def test_a_namespace_has_attributes() -> None:
             shared.y  # noqa: B018  reading is the subject
         with pytest.raises(AttributeError):
             del shared.y
-        with pytest.raises(AttributeError):
-            shared._own = 1
+        shared._own = 1
+        assert shared._own == 1
+        assert not hasattr(pickle.loads(pickle.dumps(shared)), "_own")
         assert repr(shared) == "Namespace(name='n', x=1)"
+
+
+def test_a_container_that_contains_itself_can_be_shown() -> None:
+    """With dots where it comes again, as Python's own; one that is shown twice, but not within itself, is shown twice."""
+    with sa.Store() as store:
+        lines, settings, names = store.list([1]), store.dict(a=1), store.Namespace(n=1)
+        lines.append(lines)
+        settings["self"] = settings
+        names.other = lines
+        lines.append(names)
+        assert repr(lines) == "<SharedList [1, <SharedList [...]>, Namespace(n=1, other=<SharedList [...]>)]>"
+        assert repr(settings) == "<SharedDict {'a': 1, 'self': <SharedDict {...}>}>"
+        plain = store.list([0])
+        assert repr(store.list([plain, plain])) == "<SharedList [<SharedList [0]>, <SharedList [0]>]>"
 
 
 def test_what_one_gets_is_ones_own() -> None:

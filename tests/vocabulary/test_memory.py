@@ -133,6 +133,31 @@ def test_a_list_takes_what_fits_into_the_first_values_room() -> None:
         assert row[1] == 7
 
 
+def test_a_list_takes_numpys_numbers_as_numbers() -> None:
+    """They come back as Python's; what Python has no number of 64 bits for is refused."""
+    with sa.Store() as store:
+        row = store.ShareableList([np.int64(-3), np.uint8(7), np.float32(0.5), np.float64(1e300), np.bool_(True)])
+        assert list(row) == [-3, 7, 0.5, 1e300, True]
+        assert [type(value) for value in row] == [int, int, float, float, bool]
+        row[0] = np.int16(9)
+        assert row[0] == 9
+        with pytest.raises(ValueError, match="64 bits"):
+            row[0] = np.uint64((1 << 64) - 1)
+        for wrong in (np.timedelta64(1, "s"), np.complex128(1), np.ones(1)):
+            with pytest.raises(TypeError):
+                row[0] = wrong
+        assert row[0] == 9
+
+
+def test_a_list_made_of_a_list_has_the_same_room() -> None:
+    """Also where a text has been replaced by one with as many characters and more bytes."""
+    with sa.Store() as store:
+        row = store.ShareableList(["1234567", "\u4e2d" * 7])
+        row[0] = "123456\u00fc"
+        again = store.ShareableList(row)
+        assert (list(again), again.format) == (list(row), row.format)
+
+
 def test_a_list_counts_finds_and_tells_its_format() -> None:
     """`count`, `index`, `in`, `format`, `shm`, `repr`."""
     with sa.Store() as store:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
+from shmarray import keepers
 from tests.helpers.processes import reap, wait_until
 from tests.vocabulary import actors, deaths
 
@@ -153,6 +154,35 @@ def test_the_end_of_the_other_end_is_told_after_what_it_sent() -> None:
         assert other.closed
         with pytest.raises(OSError, match="closed"), other:
             pass
+
+
+@pytest.mark.parametrize(
+    ("step", "deed"),
+    [
+        ("pack", lambda end: end.send(1)),
+        ("pack_bytes", lambda end: end.send_bytes(b"1")),
+        ("_wait_change", lambda end: end.recv()),
+        ("_wait_change", lambda end: end.poll(60)),
+    ],
+    ids=["send", "send_bytes", "recv", "poll"],
+)
+def test_the_end_of_the_store_is_not_the_end_of_a_pipe(
+    step: str, deed: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that ends in the midst of it is StoreClosedError, though it removes the other end."""
+    store = sa.Store()
+    one, other = store.Pipe()
+    done = getattr(keepers.Keeper, step)
+
+    def end_the_store(*args: Any) -> Any:
+        result = done(*args)
+        store.close()
+        return result
+
+    monkeypatch.setattr(keepers.Keeper, step, end_the_store)
+    with pytest.raises(sa.StoreClosedError):
+        deed(one)
+    assert not other.closed
 
 
 def test_a_waiting_receiver_hears_of_a_killed_sender() -> None:

@@ -99,7 +99,20 @@ def test_a_closed_queue_refuses_here_and_works_elsewhere() -> None:
         for refused in (lambda: shared.put(1), shared.get, shared.get_nowait, lambda: shared.put_nowait(1)):
             with pytest.raises(ValueError, match="closed"):
                 refused()
+        with pytest.raises(OSError, match="closed"):
+            shared.empty()
         assert other.get() == 1
+        assert shared.empty()
+
+
+def test_a_closed_simple_queue_is_an_operating_systems_error() -> None:
+    """As of the standard one, whatever is asked of it."""
+    with sa.Store() as store:
+        shared = store.SimpleQueue()
+        shared.close()
+        for refused in (lambda: shared.put(1), shared.get, shared.empty):
+            with pytest.raises(OSError, match="closed"):
+                refused()
 
 
 def test_what_cannot_be_pickled_is_refused_by_put_itself() -> None:
@@ -131,6 +144,18 @@ def test_join_waits_until_every_value_has_been_dealt_with(kind: str) -> None:
             worker.join(30)
         with pytest.raises(ValueError, match="too many"):
             shared.task_done()
+
+
+def test_a_task_lost_by_a_process_that_just_ended_is_not_called_killed() -> None:
+    """The error says what is known: who had taken the value has ended, in whatever way."""
+    with sa.Store() as store:
+        tasks = store.JoinableQueue()
+        tasks.put(1)
+        assert reap(deaths.in_child(tasks.get)) == 0
+        with pytest.raises(sa.LostTaskError, match=r"has ended without saying task_done") as caught:
+            tasks.join()
+        assert caught.value.count == 1
+        assert "killed" not in str(caught.value)
 
 
 def test_another_process_may_say_that_a_task_is_done() -> None:
