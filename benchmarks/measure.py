@@ -16,9 +16,9 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-Comparison = Literal["rate", "time", "median", "beyond"]
+Comparison = Literal["rate", "time", "median", "most", "beyond"]
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_SIGNS = {"rate": "≥", "time": "≤", "median": "≤", "beyond": "≤"}
+_SIGNS = {"rate": "≥", "time": "≤", "median": "≤", "most": "≤", "beyond": "≤"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ class Aim:
     """What is to be reached: contender `of` against contender `than` in one measure.
 
     `how` is "rate" (at least `bound` times the rate of `than`), "time" (at most `bound` times the time of `than`), "median"
-    (a median of at most `bound` seconds; no `than`), or "beyond" (at most `bound` seconds more than `than`).
+    (a median of at most `bound` seconds; no `than`), "most" (at most `bound` seconds each time; no `than`), or "beyond" (at most
+    `bound` seconds more than `than`).
     """
 
     measure: str
@@ -135,10 +136,13 @@ class Verdict:
         if aim.how in ("rate", "time"):
             what = f"aim: {sign} {aim.bound:g} {_TIMES} the {aim.how} of {aim.than}"
             value = ratio_text(self.value.median, self.value.low, self.value.high)
+        elif aim.how == "most":
+            what = f"aim: {sign} {time_text(aim.bound)} each time"
+            value = f"{time_text(self.value.median)} at most"
         else:
             what = f"aim: {sign} {time_text(aim.bound)}" + (f" beyond {aim.than}" if aim.than else "")
             value = f"{time_text(self.value.median)} [{time_text(self.value.low)}, {time_text(self.value.high)}]"
-        return f"{what}: {value} {'reached' if self.reached else 'MISSED'}"
+        return f"{what}: {value}{',' if aim.how == 'most' else ''} {'reached' if self.reached else 'MISSED'}"
 
 
 def judge(aim: Aim, summaries: dict[str, Summary]) -> Verdict | None:
@@ -147,6 +151,8 @@ def judge(aim: Aim, summaries: dict[str, Summary]) -> Verdict | None:
     than = summaries.get(aim.than) if aim.than is not None else None
     if of is None or (aim.than is not None and than is None):
         return None
+    if aim.how == "most":
+        return Verdict(aim, Spread(of.most, of.most, of.most), of.most <= aim.bound)
     if than is None:
         value = spread(of.rounds)
         return Verdict(aim, Spread(of.median, value.low, value.high), of.median <= aim.bound)

@@ -13,16 +13,18 @@ import time
 from shmarray import controls, leasing, reaper
 from shmarray._format import control as layout
 from shmarray._format import names
-from shmarray._os import flocks, processes, segments
-from shmarray.errors import StoreExistsError
+from shmarray._os import flocks, mutexes, processes, segments
+from shmarray.errors import GuardError, StoreExistsError
 from shmarray.membership import Membership
 
 
-def found(name: str | None, directory: str, capacity: int | None, guard: str = "robust") -> Membership:
+def found(name: str | None, directory: str, capacity: int | None, guard: str | None = None) -> Membership:
     """Open a store as its owner; first removes what dead stores of this user left.
 
-    Raises `StoreExistsError` when a store of that name is alive.
+    `guard` is the kind of its locks, None for the best that there is. Raises `StoreExistsError` when a store of that name is alive,
+    `GuardError` where there are no locks of that kind.
     """
+    kind = _guard_kind(guard)
     uid = os.geteuid()
     reaper.collect(uid, directory)
     key = names.StoreKey(uid, int.from_bytes(os.urandom(8), "little"))
@@ -35,7 +37,7 @@ def found(name: str | None, directory: str, capacity: int | None, guard: str = "
         boot=processes.boot_id(),
         born=time.time_ns(),
         key=os.urandom(16).hex(),
-        guard=guard,
+        guard=kind,
     )
     path = reaper.control_path(key)
     leases: list[segments.Segment] = []
@@ -52,6 +54,17 @@ def found(name: str | None, directory: str, capacity: int | None, guard: str = "
         raise
     member.enter()
     return member
+
+
+def _guard_kind(wanted: str | None) -> str:
+    """Choose the kind of locks: robust ones where the system has them, unless others are wanted."""
+    if wanted == "robust" and mutexes.NOT_ROBUST:
+        raise GuardError(
+            f"no robust mutexes here ({mutexes.NOT_ROBUST}): no lock can survive the death of its holder",
+            remedy="Leave guard= out, or say guard='multiprocessing': plain locks, which stay taken when their holder is killed.",
+            guard=wanted,
+        )
+    return wanted or ("multiprocessing" if mutexes.NOT_ROBUST else "robust")
 
 
 def _make(directory: str, key: names.StoreKey, content: bytes, path: str, uid: int, *, owner: bool) -> segments.Segment:

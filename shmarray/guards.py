@@ -22,7 +22,6 @@ once in a slice of time; the slice is when to look, never the proof.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
@@ -45,7 +44,8 @@ SLICE = 0.05
 _ident = threading.get_ident
 _now = time.time_ns
 _FREE, _DIED, _BUSY = mutexes.FREE, mutexes.OWNER_DIED, mutexes.BUSY
-_trylock, _unlock, _post = mutexes.mutex_trylock, mutexes.mutex_unlock, mutexes.semaphore_post
+_trylock, _unlock = mutexes.mutex_trylock, mutexes.mutex_unlock
+_trywait, _post = mutexes.semaphore_trywait, mutexes.semaphore_post
 
 
 class Process:
@@ -101,7 +101,7 @@ class Guard(GuardWords):
             raise self._twice("has it already")
         # An exception may come out of a signal handler after any call: then what was taken is given back.
         try:
-            code = _trylock(self._lock) if self._robust else self._try_plain()
+            code = _trylock(self._lock) if self._robust else self._take_plain(_trywait, (self._lock,))
             if (code or self._table.raw != form.NO_READERS) and not self._acquire_slowly(code, timeout):
                 return False
             self.owner = me
@@ -123,31 +123,35 @@ class Guard(GuardWords):
             self.kept = None
         finally:
             # No function of ours here: its first instruction is where a signal's exception could come in between.
-            if self._robust:
-                _unlock(self._lock)
-            else:
-                _post(self._lock)
+            (_unlock if self._robust else _post)(self._lock)
 
     def _give_back(self) -> None:
         """Let the mutex go if this thread has it, whether that was noted or not."""
-        if self._robust:
-            mine = mutexes.mutex_owner(ctypes.c_uint32.from_address(self._lock).value) == threading.get_native_id()
-        else:
-            mine = self.owner == _ident()
-        if mine:
+        robust = self._robust
+        if mutexes.mutex_owner(self._lock) == threading.get_native_id() if robust else self.owner == _ident():
             self._holder.value = 0
             self.owner = 0
             self.kept = None
-            self._let_go()
+            # As in `release`: no function of ours here.
+            (_unlock if robust else _post)(self._lock)
 
     def _let_go(self) -> None:
-        if self._robust:
-            _unlock(self._lock)
-        else:
-            _post(self._lock)
+        self.owner = 0
+        (_unlock if self._robust else _post)(self._lock)
 
-    def _try_plain(self) -> int:
-        return _FREE if mutexes.semaphore_trywait(self._lock) == 0 else _BUSY
+    def _take_plain(self, call: Any, arguments: tuple[Any, ...]) -> int:
+        """Take the semaphore by this call, and note whose it is: it does not know itself, and an exception may follow.
+
+        The answer is put into a list by C code, so a signal's handler, which runs after any call, finds it there.
+        """
+        me = _ident()
+        answers: list[int] = []
+        try:
+            answers.extend(map(call, *zip(arguments)))
+        finally:
+            if answers == [0]:
+                self.owner = me
+        return _FREE if answers == [0] else _BUSY
 
     def _acquire_slowly(self, code: int, timeout: float | None) -> bool:
         """Go on after the quick try said `code`, or found readers inside."""
@@ -169,7 +173,11 @@ class Guard(GuardWords):
             left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
             if left <= 0:
                 return False
-            code = mutexes.mutex_wait(self._lock, left) if self._robust else mutexes.semaphore_wait(self._lock, left)
+            code = (
+                mutexes.mutex_wait(self._lock, left)
+                if self._robust
+                else self._take_plain(*mutexes.semaphore_wait(self._lock, left))
+            )
         if code == _DIED:
             self._recover()
         elif code == errno.EDEADLK:
@@ -236,7 +244,7 @@ class Guard(GuardWords):
         if slot is None:
             return self.acquire(keep, timeout)
         try:
-            code = _trylock(self._lock) if self._robust else self._try_plain()
+            code = _trylock(self._lock) if self._robust else self._take_plain(_trywait, (self._lock,))
             if code:
                 deadline = None if timeout is None else time.monotonic() + timeout
                 if not self._enter(code, deadline):
@@ -246,10 +254,7 @@ class Guard(GuardWords):
                 self.readers[me] = keep
                 self._entries[slot[0]] = slot[1]
             self.owner = 0
-            if self._robust:
-                _unlock(self._lock)
-            else:
-                _post(self._lock)
+            (_unlock if self._robust else _post)(self._lock)
         except BaseException:
             self._give_back()
             self._leave(me)
@@ -289,7 +294,9 @@ class Guard(GuardWords):
     def _twice(self, what: str) -> GuardError:
         return GuardError(
             f"this thread {what}: entering the guard of {self.label} once more would wait for itself for ever",
-            remedy="Leave the first `with` block before, or pass the array it gave you on.",
+            remedy="Leave the first `with` block before, or pass the array it gave you on."
+            if self.noun in ("array", "tree")
+            else "Release it before, or use an RLock, which its holder may take again.",
             name=self.key.name,
         )
 
@@ -299,6 +306,23 @@ class Guard(GuardWords):
             remedy="Only the thread that acquired it may release it; use `with`.",
             name=self.key.name,
         )
+
+
+class _Barred(Guard):
+    """A robust guard in a process that has no robust mutexes: it can be looked at, not entered."""
+
+    __slots__ = ()
+
+    def acquire(self, keep: Any, timeout: float | None = None) -> bool:
+        """Raise `GuardError`."""
+        del keep, timeout
+        raise GuardError(
+            f"the lock of {self.label} is a robust mutex, and this process has none ({mutexes.NOT_ROBUST})",
+            remedy="Open the store with guard='multiprocessing', or run this process with the C library of the one that opened it.",
+            name=self.key.name,
+        )
+
+    acquire_shared = acquire
 
 
 processes.after_fork_in_child(_after_fork)
@@ -314,5 +338,8 @@ def guard_of(segment: segments.Segment) -> Guard:
     block: Block = segment.tag
     guard = block.cache.get("guard")
     if guard is None:
-        guard = block.cache.setdefault("guard", Guard(segment))
+        made = Guard(segment)
+        if made._robust and mutexes.NOT_ROBUST:
+            made = _Barred(segment)
+        guard = block.cache.setdefault("guard", made)
     return guard  # type: ignore[return-value]  # setdefault may give another thread's, which is a Guard too

@@ -10,7 +10,7 @@ import ctypes
 from typing import TYPE_CHECKING
 
 from shmarray._format import guard as form
-from shmarray._format import header
+from shmarray._format import header, kinds
 from shmarray._os import segments
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class GuardWords:
         "_entries",
         "_holder",
         "_lock",
+        "_meta",
         "_poison",
         "_poisoned_at",
         "_robust",
@@ -39,7 +40,8 @@ class GuardWords:
     def __init__(self, segment: segments.Segment) -> None:
         """Find the words in a mapped block."""
         block: Block = segment.tag
-        self.member, self.key = block.member, block.key  # not the block, which keeps this object: no cycle
+        # Not the block, which keeps this object: no cycle.
+        self.member, self.key, self._meta = block.member, block.key, block.meta
         base = segments.address_of(segment) + block.file_size - header.SIZE + header.GUARD_AT
         self._address = base
         self._lock = base + form.LOCK
@@ -77,6 +79,11 @@ class GuardWords:
         self._poison.value = 0
 
     @property
+    def noun(self) -> str:
+        """What is guarded: "array", "tree", "Lock", ...; found out when it is asked for."""
+        return kinds.noun(self._meta)
+
+    @property
     def label(self) -> str:
-        """What messages call it."""
-        return f"the array {self.key.name!r}" if self.key.name is not None else "this anonymous array"
+        """What messages call what it guards."""
+        return f"the {self.noun} {self.key.name!r}" if self.key.name is not None else f"this anonymous {self.noun}"

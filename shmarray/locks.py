@@ -202,7 +202,11 @@ class Lock:
     def __repr__(self) -> str:
         """Say which lock it is and who holds it."""
         holder = self.holder()
-        return f"<{type(self).__name__} of {self._guard.label}, {f'held by {holder[0]}' if holder else 'free'}>"
+        kind = type(self).__name__
+        what = f" of {self._guard.label}"
+        if self._guard.noun == kind:  # it is the lock of nothing else
+            what = "" if self.name is None else f" {self.name!r}"
+        return f"<{kind}{what}, {f'held by {holder[0]}' if holder else 'free'}>"
 
     # What multiprocessing.Condition asks of a lock.
 

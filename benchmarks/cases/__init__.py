@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.cases.attach import Attach
+from benchmarks.cases.deaths import Deaths
 from benchmarks.cases.handoff import HandOff
 from benchmarks.cases.lifecycle import Lifecycle
 from benchmarks.cases.locks import Locking
@@ -20,5 +21,5 @@ if TYPE_CHECKING:
     from benchmarks.cases.case import Case
 
 CASES: dict[str, type[Case]] = {
-    case.name: case for case in (Lifecycle, Put, Attach, HandOff, Locking, Opening, Importing, Many)
+    case.name: case for case in (Lifecycle, Put, Attach, HandOff, Locking, Deaths, Opening, Importing, Many)
 }

@@ -18,7 +18,10 @@ _SMALL, _LARGE = 64 << 20, 1 << 30
 
 
 class Put(Case):
-    """Copy an array in; freeing it again is measured with it besides."""
+    """Copy an array in; freeing it again is measured with it besides.
+
+    Each is freed before the next is put, so a contender that keeps memory of what was freed uses it again; but for the "fresh" ones.
+    """
 
     name: ClassVar[str] = "put"
     question: ClassVar[str] = "copy an array into shared memory"
@@ -30,7 +33,12 @@ class Put(Case):
         "open + mmap by hand",
         "np.copyto into faulted memory",
     )
-    aims: ClassVar[tuple[Aim, ...]] = (Aim(f"put {_SMALL}", "shmarray", "rate", 1.8, "SharedMemory"),)
+    aims: ClassVar[tuple[Aim, ...]] = (
+        Aim(f"fresh {_SMALL}", "shmarray", "rate", 1.8, "SharedMemory"),
+        Aim(f"put {_SMALL}", "shmarray", "rate", 7.0, "SharedMemory"),
+        Aim(f"put {_SMALL}", "shmarray", "rate", 1.0, "np.copyto into faulted memory"),
+        Aim(f"put {_LARGE}", "shmarray", "rate", 12.0, "SharedMemory"),
+    )
 
     @staticmethod
     def sizes(scale: Scale) -> tuple[int, ...]:
@@ -39,11 +47,17 @@ class Put(Case):
 
     @staticmethod
     def measures(scale: Scale) -> list[Measure]:
-        """Give put, and put and free, in each size."""
+        """Give put into fresh memory, put again and again, and put and free, in each size."""
+        titles = {
+            "fresh": "put into fresh memory",
+            "put": "put, again and again",
+            "put and free": "put and free, again and again",
+        }
         return [
-            Measure(f"{what} {size}", f"{what}, {size_title(size)}", size)
+            Measure(f"{what} {size}", f"{title}, {size_title(size)}", size)
             for size in Put.sizes(scale)
-            for what in ("put", "put and free")
+            for what, title in titles.items()
+            if what != "fresh" or size == _SMALL
         ]
 
     @staticmethod
@@ -61,11 +75,18 @@ class Put(Case):
         found: Samples = {}
         for size in self.sizes(self.scale):
             source = self._small if size == _SMALL else _source(size)
+            if size == _SMALL:
+                found[f"fresh {size}"] = [self._fresh(source) for _ in self.scale.samples(least=2)]
+            self._once(source)
             pairs = [self._once(source) for _ in self.scale.samples(least=2)]
             found[f"put {size}"] = [pair[0] for pair in pairs]
             found[f"put and free {size}"] = [pair[1] for pair in pairs]
         self.adapter.settle()
         return found
+
+    def _fresh(self, source: Array) -> float:
+        self.adapter.cool()
+        return self._once(source)[0]
 
     def _once(self, source: Array) -> tuple[float, float]:
         adapter = self.adapter

@@ -46,6 +46,7 @@ RIVALS = {
         Rival("joblib", "rival", "joblib_memmap", "Joblib", ("joblib",)),
         Rival("lock of an array", "ours", "locking", "Ours"),
         Rival("write() of an array", "ours", "locking", "Write"),
+        Rival("read() of an array, a writer waits", "ours", "locking", "Read"),
         Rival("multiprocessing.Lock", "rival", "locking", "OfMultiprocessing"),
         Rival("Manager().Lock", "rival", "locking", "OfManager"),
         Rival("portalocker", "rival", "portalocker_file", "PortaLocker", ("portalocker",)),

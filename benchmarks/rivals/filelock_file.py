@@ -21,6 +21,10 @@ class FileLock(OfFile):
         self.acquire = lambda: self.lock.acquire(poll_interval=1e-4)
         self.release = self.lock.release
 
+    def hold_next(self) -> contextlib.AbstractContextManager[Any]:
+        """Take the lock, looking for it often."""
+        return self.acquire()  # type: ignore[no-any-return]  # it is one
+
     def hold(self) -> contextlib.AbstractContextManager[Any]:
         """Take the lock as a context manager."""
         return self.lock  # type: ignore[no-any-return]  # it is one

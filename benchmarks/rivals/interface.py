@@ -85,6 +85,9 @@ class Puts(abc.ABC):
     def free(self, block: Any) -> None:
         """Free a block, as in `Creates`."""
 
+    def cool(self) -> None:  # noqa: B027  most keep nothing
+        """Give back what is kept of freed blocks, untimed: the next gets fresh memory."""
+
 
 class Attaches(Creates):
     """Reaches an array that another process has made."""
@@ -133,6 +136,8 @@ class Locks(abc.ABC):
     """Call it to take the lock; waits."""
     release: Any
     """Call it to let the lock go."""
+    survives: ClassVar[bool] = True
+    """Whether another gets the lock when its holder is killed."""
 
     @abc.abstractmethod
     def open(self) -> None:
@@ -144,6 +149,10 @@ class Locks(abc.ABC):
     @abc.abstractmethod
     def hold(self) -> contextlib.AbstractContextManager[Any]:
         """Give the lock as what a `with` block takes."""
+
+    def hold_next(self) -> contextlib.AbstractContextManager[Any]:
+        """Give what a `with` block takes to get the lock also when its last holder was killed with it."""
+        return self.hold()
 
 
 class PipeHandOff(HandsOff, Adapter):

@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.rivals.interface import Adapter, Locks
 
@@ -49,9 +49,23 @@ class Write(Ours):
         """Begin exclusive access."""
         return self.array.write()
 
+    def hold_next(self) -> contextlib.AbstractContextManager[Any]:
+        """Begin exclusive access, also to what was left half done."""
+        return self.array.write(heal=True)
+
+
+class Read(Write):
+    """Shared access to a shared array; what comes next is exclusive."""
+
+    def hold(self) -> contextlib.AbstractContextManager[Any]:
+        """Begin shared access."""
+        return self.array.read()
+
 
 class OfMultiprocessing(Locks, Adapter):
     """`multiprocessing.Lock`, which is lost with its holder."""
+
+    survives: ClassVar[bool] = False
 
     def open(self) -> None:
         """Make it."""

@@ -68,6 +68,10 @@ class Named(PipeHandOff, Attaches, Puts):
         """`store.put` with a name."""
         return self.store.put(array, name=self.fresh_name())
 
+    def cool(self) -> None:
+        """Trim the store."""
+        self.store.trim()
+
     def handle(self, block: Any) -> Any:
         """Pickle the array."""
         return pickle.dumps(block, pickle.HIGHEST_PROTOCOL)

@@ -1,8 +1,8 @@
 """Locks in shared memory: robust mutexes, and plain semaphores.
 
-Owns: the calls of the C library on a mutex or semaphore that lies in a mapping, and the bytes of a fresh one. A *robust*
-mutex knows its holder: when that thread ends with the mutex held, by whatever death, the kernel wakes a waiter with
-`EOWNERDEAD` (robust futexes, see `get_robust_list(2)`). A semaphore knows nobody and is lost with its holder.
+Owns: the calls of the C library on a mutex or semaphore that lies in a mapping, the bytes of a fresh one, and whether this system
+has robust mutexes at all. A *robust* mutex knows its holder: when that thread ends with the mutex held, by whatever death, the
+kernel wakes a waiter with `EOWNERDEAD` (robust futexes, see `get_robust_list(2)`). A semaphore knows nobody and is lost with its holder.
 Must not know: what is guarded. Never unmap a mutex this process holds: the kernel's list of held mutexes leads through it.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import threading
 import time
+from typing import Any, NamedTuple
 
 ROOM = 64
 """Bytes to keep for one mutex or semaphore; 40 to 48 and 32 are in use."""
@@ -18,6 +20,7 @@ ROOM = 64
 FREE, OWNER_DIED, BUSY, TIMED_OUT = 0, errno.EOWNERDEAD, errno.EBUSY, errno.ETIMEDOUT
 _SHARED, _ROBUST, _ERRORCHECK, _MONOTONIC = 1, 1, 2, 1
 _TID_MASK = 0x3FFF_FFFF
+_NEEDED = ("pthread_mutexattr_setrobust", "pthread_mutex_consistent", "pthread_mutex_timedlock")
 
 
 class _Timespec(ctypes.Structure):
@@ -26,23 +29,61 @@ class _Timespec(ctypes.Structure):
 
 _waiting = ctypes.CDLL(None, use_errno=True)  # releases the GIL: for calls that wait
 _quick = ctypes.PyDLL(None)  # keeps the GIL: half the cost, for calls that never wait
-
-mutex_trylock = _quick.pthread_mutex_trylock
-mutex_unlock = _quick.pthread_mutex_unlock
-mutex_consistent = _quick.pthread_mutex_consistent
-semaphore_trywait = _quick.sem_trywait
-semaphore_post = _quick.sem_post
-for _function in (mutex_trylock, mutex_unlock, mutex_consistent, semaphore_trywait, semaphore_post):
-    _function.argtypes = (ctypes.c_void_p,)
-_clocklock = _waiting.pthread_mutex_clocklock
-_clocklock.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec))
-_clockwait = _waiting.sem_clockwait
-_clockwait.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec))
+_Moment = ctypes.POINTER(_Timespec)
 
 
-def _until(seconds: float) -> _Timespec:
-    moment = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(seconds * 1e9)
-    return _Timespec(moment // 1_000_000_000, moment % 1_000_000_000)
+def _call(name: str) -> Any:
+    """Give a function of the C library that takes an address; one that answers `ENOSYS` where there is none of that name."""
+    try:
+        function = getattr(_quick, name)
+    except AttributeError:
+        return _nothing
+    function.argtypes = (ctypes.c_void_p,)
+    return function
+
+
+def _nothing(*arguments: object) -> int:
+    del arguments
+    return errno.ENOSYS
+
+
+mutex_trylock = _call("pthread_mutex_trylock")
+mutex_unlock = _call("pthread_mutex_unlock")
+mutex_consistent = _call("pthread_mutex_consistent")
+semaphore_trywait = _call("sem_trywait")
+semaphore_post = _call("sem_post")
+
+
+class _Wait(NamedTuple):
+    """A call that waits: what stands between the address and the moment, and by which clock that moment is."""
+
+    function: Any
+    between: tuple[int, ...]
+    clock: int
+
+    def arguments(self, address: int, seconds: float) -> tuple[Any, ...]:
+        moment = time.clock_gettime_ns(self.clock) + int(seconds * 1e9)
+        return (address, *self.between, _Timespec(moment // 1_000_000_000, moment % 1_000_000_000))
+
+
+def _wait(by_clock: str, by_date: str) -> _Wait:
+    """Give a wait that ends at a moment of the monotonic clock, or of the date where the C library has only that.
+
+    `pthread_mutex_clocklock` and `sem_clockwait` came with glibc 2.30, and other libraries have them later or not at all.
+    """
+    if hasattr(_waiting, by_clock):
+        function = getattr(_waiting, by_clock)
+        function.argtypes = (ctypes.c_void_p, ctypes.c_int, _Moment)
+        return _Wait(function, (_MONOTONIC,), time.CLOCK_MONOTONIC)
+    # When somebody sets the clock, such a wait is that much longer or shorter. Callers wait in short slices and measure their time by
+    # the monotonic clock, so it is one slice that is; and whoever lets go still ends it at once.
+    function = getattr(_waiting, by_date, _nothing)
+    function.argtypes = (ctypes.c_void_p, _Moment)
+    return _Wait(function, (), time.CLOCK_REALTIME)
+
+
+_mutex = _wait("pthread_mutex_clocklock", "pthread_mutex_timedlock")
+_semaphore = _wait("sem_clockwait", "sem_timedwait")
 
 
 def mutex_wait(address: int, seconds: float) -> int:
@@ -50,36 +91,38 @@ def mutex_wait(address: int, seconds: float) -> int:
 
     A signal does not end the wait, so callers that want their handlers to run wait in slices.
     """
-    return int(_clocklock(address, _MONOTONIC, _until(seconds)))
+    return int(_mutex.function(*_mutex.arguments(address, seconds)))
 
 
-def mutex_owner(word: int) -> int:
-    """Thread identity of the holder, from the first four bytes of a mutex; 0 if it is free."""
-    return word & _TID_MASK
+def semaphore_wait(address: int, seconds: float) -> tuple[Any, tuple[Any, ...]]:
+    """Give the call, and its arguments, that waits for a semaphore, at most that long: it answers 0 when it has taken it.
 
-
-def semaphore_wait(address: int, seconds: float) -> int:
-    """Wait for a semaphore, at most that long: `FREE` or `TIMED_OUT`. A signal ends the wait early, as `TIMED_OUT`."""
-    return FREE if _clockwait(address, _MONOTONIC, _until(seconds)) == 0 else TIMED_OUT
+    To be made by the caller, who has to see to it that the answer is not lost. A signal ends the wait early.
+    """
+    return _semaphore.function, _semaphore.arguments(address, seconds)
 
 
 def fresh_mutex() -> bytes:
     """Give the bytes of an unlocked mutex, shared between processes, robust, and refusing to be locked twice.
 
-    A mutex that was never locked is plain data, so these bytes may be copied into any mapping.
+    A mutex that was never locked is plain data, so these bytes may be copied into any mapping. Raises `OSError`, which says what is
+    missing, where the system has no such mutexes.
     """
+    for name in _NEEDED:
+        if not hasattr(_quick, name):
+            raise OSError(errno.ENOSYS, f"the C library has no {name}")
     attributes = ctypes.create_string_buffer(ROOM)
     mutex = ctypes.create_string_buffer(ROOM)
-    steps = (
-        _quick.pthread_mutexattr_init(attributes),
-        _quick.pthread_mutexattr_setpshared(attributes, _SHARED),
-        _quick.pthread_mutexattr_setrobust(attributes, _ROBUST),
-        _quick.pthread_mutexattr_settype(attributes, _ERRORCHECK),
-        _quick.pthread_mutex_init(mutex, attributes),
-    )
-    for code in steps:
+    for name, *arguments in (
+        ("pthread_mutexattr_init", attributes),
+        ("pthread_mutexattr_setpshared", attributes, _SHARED),
+        ("pthread_mutexattr_setrobust", attributes, _ROBUST),
+        ("pthread_mutexattr_settype", attributes, _ERRORCHECK),
+        ("pthread_mutex_init", mutex, attributes),
+    ):
+        code = getattr(_quick, name)(*arguments)
         if code:
-            raise OSError(code, "this C library makes no robust mutexes")
+            raise OSError(code, f"{name} answers {errno.errorcode.get(code, code)}")
     return mutex.raw
 
 
@@ -89,3 +132,27 @@ def fresh_semaphore() -> bytes:
     if _quick.sem_init(semaphore, 1, 1):
         raise OSError(errno.ENOSYS, "this C library makes no shared semaphores")
     return semaphore.raw
+
+
+def _try_out() -> tuple[str, int]:
+    """Lock a mutex and see which of its words then says by whom: why there are no robust mutexes, "" if there are; and where."""
+    try:
+        mutex = ctypes.create_string_buffer(fresh_mutex(), ROOM)
+    except OSError as error:
+        return str(error.strerror), 0
+    code = mutex_trylock(ctypes.addressof(mutex))
+    if code:
+        return f"pthread_mutex_trylock answers {errno.errorcode.get(code, code)}", 0
+    words = [word & _TID_MASK for word in (ctypes.c_uint32 * (ROOM // 4)).from_buffer(mutex)]
+    mutex_unlock(ctypes.addressof(mutex))
+    me = threading.get_native_id()
+    return ("", 4 * words.index(me)) if me in words else ("a mutex does not say who holds it", 0)
+
+
+NOT_ROBUST, _owner_at = _try_out()
+"""Why this system has no robust mutexes; empty if it has."""
+
+
+def mutex_owner(address: int) -> int:
+    """Thread identity of the holder of a robust mutex; 0 if it is free."""
+    return int(ctypes.c_uint32.from_address(address + _owner_at).value) & _TID_MASK

@@ -45,7 +45,7 @@ _WITHOUT = {
     "flock kept by a mapping": "Do not use shmarray here: it could not tell the living from the dead.",
     "inotify": "Raise it: sysctl fs.inotify.max_user_instances=512. Until then guardians look 4 times a second.",
     "pidfd": "Use Linux 5.3 or later; until then a guardian notices the death of its owner within 0.25 s.",
-    "robust mutex": "Use Store(..., guard='multiprocessing'), or a C library that has robust mutexes.",
+    "robust mutex": "Make anew what a killed process had locked: its lock stays taken here. glibc and musl have robust mutexes.",
 }
 
 
@@ -178,7 +178,10 @@ def _kernel() -> Iterator[Finding]:
         text = f"the kernel does what is needed, as tried out in {_SHM}: {', '.join(works)}"
         yield Finding("kernel", OK, text, facts={"works": works})
     for outcome in outcomes:
-        if outcome.missing:
+        if outcome.missing and outcome.feature == "robust mutex":
+            text = f"no robust mutexes: a killed holder is not survived ({outcome.missing})"
+            yield Finding("no-robust-mutexes", WARNING, text, _WITHOUT[outcome.feature], {"reason": outcome.missing})
+        elif outcome.missing:
             level = PROBLEM if outcome.feature in _ESSENTIAL or not works else WARNING
             text = f"the kernel fails at {outcome.feature}: {outcome.missing}"
             yield Finding("kernel-missing", level, text, _WITHOUT[outcome.feature], {"feature": outcome.feature})

@@ -7,8 +7,10 @@ Must not know: what is said when one fails.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmarray._format import names
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from shmarray._format.names import StoreKey
 
 _DEADLINE = 1000  # milliseconds for an event that has happened already
+_still_locked: list[object] = []
 
 
 class Outcome(NamedTuple):
@@ -120,8 +123,23 @@ def _pidfd(bench: _Bench) -> str:
 
 
 def _mutex(bench: _Bench) -> str:
+    """Let a thread end with a mutex held, and be told so by the kernel."""
     del bench
-    return "" if any(mutexes.fresh_mutex()) else "a robust mutex"
+    if mutexes.NOT_ROBUST:
+        return mutexes.NOT_ROBUST
+    mutex = ctypes.create_string_buffer(mutexes.fresh_mutex(), mutexes.ROOM)
+    address = ctypes.addressof(mutex)
+    thread = threading.Thread(target=mutexes.mutex_trylock, args=(address,))
+    thread.start()
+    thread.join()
+    code = mutexes.mutex_wait(address, _DEADLINE / 1000)
+    if code == mutexes.OWNER_DIED:
+        mutexes.mutex_consistent(address)
+    if code in (mutexes.OWNER_DIED, mutexes.FREE):
+        mutexes.mutex_unlock(address)
+    else:
+        _still_locked.append(mutex)  # the kernel may yet write to it
+    return "" if code == mutexes.OWNER_DIED else "the kernel does not tell of the death of a holder"
 
 
 def _readable(fd: int) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
-from shmarray._os import flocks, segments, watches
+from shmarray._os import flocks, mutexes, segments, watches
 from shmarray.cli import doctor, machine, probes
 from tests.cli.places import (
     BLOCKS,
@@ -209,6 +209,21 @@ def test_what_a_kernel_cannot_do_is_found_out(name: str, monkeypatch: pytest.Mon
     found = [finding for finding in doctor.examine() if finding.id == "kernel-missing"]
     assert feature in [finding.facts["feature"] for finding in found]
     assert all(finding.remedy and finding.level in ("warning", "problem") for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("function", "broken"), [("mutex_trylock", lambda _address: 0), ("mutex_wait", lambda _address, _seconds: 110)]
+)
+def test_a_kernel_that_does_not_tell_of_a_death_is_found_out(
+    function: str, broken: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The C library makes robust mutexes, and none is handed on when its holder ends: locks are not what they seem, and it is told."""
+    monkeypatch.setattr(mutexes, function, broken)
+    found = {finding.id: finding for finding in doctor.examine()}
+    finding = found["no-robust-mutexes"]
+    assert (finding.level, bool(finding.remedy)) == ("warning", True)
+    assert "a killed holder is not survived" in finding.text
+    assert "robust mutex" not in found["kernel"].facts["works"]
 
 
 def test_a_place_where_no_file_can_be_made_is_told() -> None:

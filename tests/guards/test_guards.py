@@ -28,20 +28,6 @@ FORK = get_context("fork")
 HOLDERS = {"write": actors.hold_write, "lock": actors.hold_lock, "read": actors.hold_read}
 
 
-@pytest.fixture(params=["robust", "multiprocessing"])
-def array(request: pytest.FixtureRequest) -> Iterator[sa.SharedArray]:
-    """An array in a store of either kind of guard."""
-    with sa.Store(guard=request.param) as store:
-        yield store.zeros(4, dtype="i8", name="a")
-
-
-@pytest.fixture
-def robust() -> Iterator[sa.SharedArray]:
-    """An array whose guard survives its holder."""
-    with sa.Store() as store:
-        yield store.zeros(4, dtype="i8", name="a")
-
-
 @contextlib.contextmanager
 def holding(array: sa.SharedArray, how: str, context: Any = FORK) -> Iterator[Any]:
     """A process that is inside a guard for as long as the block runs."""
@@ -370,7 +356,7 @@ class _Alarm(Exception):  # noqa: N818  it is no error
 
 
 def test_an_exception_from_a_signal_at_any_moment_never_leaves_the_guard_taken(
-    robust: sa.SharedArray, monkeypatch: pytest.MonkeyPatch
+    array: sa.SharedArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A handler raises at random points of entering and leaving, thousands of times: another process always gets in.
 
@@ -390,18 +376,18 @@ def test_an_exception_from_a_signal_at_any_moment_never_leaves_the_guard_taken(
         for _ in range(1500):
             how = dice.choice(["write", "read", "lock"])
             try:
-                _under_alarm(robust, how, dice.uniform(5e-6, 120e-6))
+                _under_alarm(array, how, dice.uniform(5e-6, 120e-6))
             except _Alarm:
                 interrupted += 1
-            if how == "lock" and robust.lock.holder():
-                robust.lock.release()
+            if how == "lock" and array.lock.holder():
+                array.lock.release()
     finally:
         signal.signal(signal.SIGALRM, old)
     assert interrupted > 100
     assert reported <= {_Alarm}
-    with holding(robust, "write"):
+    with holding(array, "write"):
         pass
-    with robust.write(timeout=10):
+    with array.write(timeout=10):
         pass
 
 

@@ -8,6 +8,8 @@ import signal
 from multiprocessing import get_context
 from typing import Any
 
+import pytest
+
 import shmarray as sa
 
 TIMES = 1_000_000
@@ -39,6 +41,7 @@ def add(array: sa.SharedArray) -> None:
                 x[2] = 0
 
 
+@pytest.mark.usefixtures("survival")
 def test_a_million_additions_by_eight_processes_lose_none_to_two_hundred_deaths() -> None:
     """Occupancy mark and the two counters agree at the end, whoever was killed."""
     context: Any = get_context("fork")

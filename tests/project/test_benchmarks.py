@@ -174,6 +174,8 @@ def test_a_ratio_is_taken_round_by_round() -> None:
         (Aim("m", "b", "time", 1.9, "a"), False),
         (Aim("m", "a", "median", 1.0), True),
         (Aim("m", "a", "median", 0.9), False),
+        (Aim("m", "a", "most", 1.0), True),
+        (Aim("m", "a", "most", 0.9), False),
         (Aim("m", "b", "beyond", 1.0, "a"), True),
         (Aim("m", "b", "beyond", 0.9, "a"), False),
     ],
@@ -184,6 +186,27 @@ def test_an_aim_is_judged_on_the_right_side(aim: Aim, *, reached: bool) -> None:
     assert verdict is not None
     assert verdict.reached is reached
     assert verdict.text.endswith("reached" if reached else "MISSED")
+
+
+def test_an_aim_for_each_time_is_missed_by_one_sample() -> None:
+    """What is to hold each time is judged by the longest sample, not by the median, and the text says so."""
+    samples = {"a": summary([[1.0, 1.0], [1.0, 3.0]])}
+    late, in_time = judge(Aim("m", "a", "most", 2.9), samples), judge(Aim("m", "a", "most", 3.0), samples)
+    assert late is not None
+    assert in_time is not None
+    assert (late.reached, in_time.reached) == (False, True)
+    assert in_time.text == "aim: \N{LESS-THAN OR EQUAL TO} 3 s each time: 3 s at most, reached"
+
+
+def test_locks_that_are_lost_with_their_holder_are_not_waited_for() -> None:
+    """A contender whose next holder would wait for ever says so and takes no part."""
+    for rival in ("multiprocessing.Lock", "Manager().Lock"):
+        outcome = Outcome()
+        with Contender("deaths", rival, "tag", outcome, quick=True) as contender:
+            contender.wait_until_ready()
+            contender.round(counted=True)
+        assert "wait for ever" in str(outcome.skipped)
+        assert outcome.failed is None
 
 
 def test_an_aim_against_what_was_not_measured_has_no_verdict() -> None:
