@@ -1,18 +1,17 @@
 """Report: what people read and what programs read.
 
-Owns: the table, the JSON object, the progress bar.
+Owns: the table, the JSON object.
 Must not know: how anything was measured.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from shmarray.demo.ways import Cost, Task
 
-_BAR = 30
 _KIB = 1024
 
 
@@ -67,35 +66,6 @@ def complain(text: str) -> None:
     if sys.stderr is not None:
         sys.stderr.write(f"{clean(text)}\n")
         sys.stderr.flush()
-
-
-class Progress:
-    """A bar on standard error while a way runs, if that is a terminal; call it with what is done and what is to do."""
-
-    def __init__(self, label: str) -> None:
-        """Choose what the bar says."""
-        self._label = label
-        self._shown = sys.stderr is not None and sys.stderr.isatty()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Draw the bar."""
-        if self._shown:
-            filled = _BAR * done // total
-            sys.stderr.write(f"\r\x1b[K{self._label} [{'#' * filled}{'.' * (_BAR - filled)}] {done}/{total}")
-            sys.stderr.flush()
-
-    def __enter__(self) -> Self:
-        """Say what begins."""
-        if self._shown:
-            sys.stderr.write(f"\r\x1b[K{self._label}: starting the workers")
-            sys.stderr.flush()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Take the bar away."""
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
 
 
 def size(count: int | None) -> str:

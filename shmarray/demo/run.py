@@ -24,6 +24,7 @@ from shmarray._os import limits, segments
 from shmarray.demo import measure, png, report, sources, terrain, ways
 from shmarray.demo.interrupts import Interrupts
 from shmarray.errors import ShmArrayError
+from shmarray.progress import Progress
 from shmarray.store import Store
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _PROGRAM = "python -m shmarray demo"
 _SIZE = 128  # MiB; with 2 cores all is done in a few seconds
+_BEGIN = "starting the workers"
 _MOST_PIXELS = 2048
 _MOST_TILES = 10_000
 _MOST_WORKERS = 64
@@ -122,11 +124,11 @@ def _run(options: argparse.Namespace) -> int:
 
     by_value = ways.Pickled(task)
     with Interrupts() as ctrl_c:
-        with report.Progress("pickled") as progress:
+        with Progress("pickled", begin=_BEGIN) as progress:
             pickled = ways.run(by_value, ctrl_c, progress)
         with Store() as store:
             in_place = ways.Shared(task, store)
-            with report.Progress("shared ") as progress:
+            with Progress("shared ", begin=_BEGIN) as progress:
                 shared = ways.run(in_place, ctrl_c, progress)
             identical = np.array_equal(by_value.shade, in_place.shade)
             picture, encoded = _draw(options.output, grid, in_place)

@@ -8,17 +8,14 @@ Pickles are never loaded: a file may come from anyone.
 
 from __future__ import annotations
 
-import lzma
 import math
 import os
-import tokenize
 import warnings
-import zipfile
-import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from shmarray._format import npy
 from shmarray.demo import terrain
 
 if TYPE_CHECKING:
@@ -30,14 +27,7 @@ if TYPE_CHECKING:
 DEFAULT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "jacksboro_fault_dem.npz")
 """The elevation model that comes with shmarray."""
 
-_NPY = b"\x93NUMPY"
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # with members, and without
 _SMALL = frozenset({"int8", "uint8", "int16", "uint16", "float32"})  # kept: float32 holds each of their values
-# What numpy.load and the modules below it raise for bytes that are not what they claim to be.
-_DAMAGE = (
-    *(ValueError, EOFError, KeyError, OverflowError, RuntimeError, SyntaxError),
-    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-)
 
 
 class GridError(ValueError):
@@ -76,11 +66,11 @@ def _read(path: str, key: str | None) -> tuple[Any, terrain.Cell | None, str | N
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files of Python 2 and the like, which load all the same
-            magic = file.read(len(_NPY))
+            magic = file.read(len(npy.MAGIC))
             file.seek(0)
-            if magic == _NPY:
+            if magic == npy.MAGIC:
                 return _from_file(file, key)
-            if magic.startswith(_ZIP):
+            if npy.is_zip(magic):
                 with np.load(file, allow_pickle=False) as archive:
                     return _from_archive(archive, key)
     except GridError:
@@ -90,7 +80,7 @@ def _read(path: str, key: str | None) -> tuple[Any, terrain.Cell | None, str | N
     except MemoryError:
         message = "it says that it holds more than there is memory for; it may be damaged"
         raise GridError(message) from None
-    except _DAMAGE as error:
+    except npy.DAMAGE as error:
         raise GridError(_explained(error)) from None
     message = "it is neither a .npy nor a .npz file; numpy.save makes one of an array"
     raise GridError(message)
