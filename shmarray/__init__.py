@@ -12,7 +12,9 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     census          names, statistics and self-check of a store
     hosting         custom types, pools and managers in a process of their own
     guardian        the process that cleans up after a killed owner
-    vocabulary, constructors   multiprocessing's names and NumPy's constructors as methods of a store
+    vocabulary, filing, constructors   multiprocessing's names, files, NumPy's constructors as methods of a store
+    loading, saving, rawdata   NumPy's files and raw ones; loaded when first used
+    progress, streams   a bar in a terminal; reading exactly so many bytes
     references      names for shared objects
     managed, queues, memory, sync, values   what multiprocessing has; loaded when first used
     keepers         shared objects that keep others
@@ -21,7 +23,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     locks, guards, guardwords   exclusive and shared access that survives its holder
     contents        what a block holds, in NumPy's terms
     drafts, deletion   a block in the making; its end on request
-    blocks, keeping, blockfiles   one block from birth to unlink; its handles; its file
+    blocks, keeping, warm, blockfiles   one block from birth to unlink; its handles; its memory used again; its file
     founding, membership, leasing, controls   opening a store; taking part in one; its lease; reading any
     exhaustion      what to say when there is no more
     shields         keeping the cycle collector from a mapping
@@ -47,6 +49,7 @@ from shmarray.errors import (
     ArrayNotFoundError,
     CorruptBlockError,
     DTypeError,
+    FileFormatError,
     GuardError,
     GuardianWarning,
     GuardTimeoutError,
@@ -72,6 +75,7 @@ __all__ = [
     "BrokenBarrierError",
     "CorruptBlockError",
     "DTypeError",
+    "FileFormatError",
     "GuardError",
     "GuardTimeoutError",
     "GuardianWarning",

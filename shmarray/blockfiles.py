@@ -77,7 +77,8 @@ def read_header(fd: segments.Descriptor, size: int) -> form.Header:
     tail = segments.read(fd, length, size - length)
     try:
         return form.unpack(tail, size)
-    except form.TooShortError:
+    except (form.TooShortError, form.TornError):
+        # No system call promises that eight bytes are written, or read, in one step.
         needed = form.meta_size(tail) + form.SIZE
         return form.unpack(segments.read(fd, needed, size - needed), size)
 

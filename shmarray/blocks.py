@@ -10,6 +10,7 @@ Owns: the life cycle of a block in this process and in the file system, and the 
     claimed      the link removed again        `attach` by that link        mapped before the link goes: never unheld between
     superseded   name moved to another block   `Draft.publish(replace)`     one rename: old or new, never neither
     deleted      name removed, then marked     `deletion`                   unmarked: stale handles find no name anyway
+    warm         `w.`                          `warm`: freed by the owner   nobody holds it any more: a sweep removes `w.`
 
 A block is closed (unmapped) by C code when the last view in the process dies, and unlinked by whoever `reaper` allows.
 Must not know: NumPy, dtypes, what a description says.
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from shmarray import blockfiles, exhaustion, keeping, reaper
 from shmarray._format import control as layout
 from shmarray._format import header as form
-from shmarray._format import names
+from shmarray._format import kinds, names
 from shmarray._format.handle import BlockKey
 from shmarray._os import flocks, segments, words
 from shmarray.errors import ArrayNotFoundError
@@ -38,6 +39,8 @@ K = TypeVar("K")
 _load = words.WORD_FORMAT.unpack_from
 KEEPS = "keeps"
 """In the cache of a block: other blocks' handles lie in it."""
+WARM = "warm"
+"""In the cache of a block: its memory, which may be used again after it."""
 _SEEN = "seen"  # in the cache of a block: the store's count of changes when its name was last seen to lead to it
 
 
@@ -58,9 +61,9 @@ class Block(NamedTuple):
 
 
 class _Watch(weakref.ref[segments.Segment]):
-    """A weak reference to an anonymous block, called back after C code has unmapped it.
+    """A weak reference to an anonymous block, or one whose memory may be used again, called back after C code has unmapped it.
 
-    A named block needs no call: a callback in Python is a place where an exception of a signal handler is lost.
+    Other named blocks need no call: a callback in Python is a place where an exception of a signal handler is lost.
     """
 
     __slots__ = ("block",)
@@ -90,6 +93,12 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
         if _attached.get((key.store, key.block)) is watch:
             _attached.pop((key.store, key.block), None)  # a newer entry lost here is mapped again: time only
         block = watch.block
+        anonymous = block.key.name is None
+        memory = block.cache.pop(WARM, None)
+        if memory is not None and block.member.pool.give_back(memory, block.path if anonymous else None):
+            return
+        if not anonymous:
+            return
         if reaper.last_one_out(block.path, key.uid) and KEEPS in block.cache:
             reaper.drop_kept(block.member.control.directory, key.store_key, block.identity[1])
 
@@ -113,11 +122,13 @@ def register(segment: segments.Segment, block: Block) -> segments.Segment:
     """Enter a mapping into the table; if another thread was faster, its mapping is the one to use. A copy's stays out."""
     segment.tag = block
     watch: weakref.ref[segments.Segment]
-    if block.key.name is None:
+    if block.key.name is None or WARM in block.cache:
         watch = pinned = _Watch(segment, block)
         _pins[id(pinned)] = pinned
     else:
-        watch = _named[block.key.store, block.key.name] = weakref.ref(segment)
+        watch = weakref.ref(segment)
+    if block.key.name is not None:
+        _named[block.key.store, block.key.name] = watch
         if len(_attached) + len(_named) >= _tidy_at[0]:
             _tidy()
     while True:
@@ -146,6 +157,12 @@ def known(store: int, number: int, name: str | None) -> segments.Segment | None:
     return segment
 
 
+def mapped(store: int, name: str) -> segments.Segment | None:
+    """Give the block that had this name when this process last looked, if it is mapped here; not a promise that it still has it."""
+    watch = _named.get((store, name))
+    return watch() if watch is not None else None
+
+
 def attached(store: int) -> int:
     """How many blocks of that store this process maps."""
     return sum(
@@ -153,12 +170,13 @@ def attached(store: int) -> int:
     )
 
 
-def _not_found(member: Membership, key: BlockKey, reason: str) -> ArrayNotFoundError:
-    what = f"the array {key.name!r}" if key.name is not None else "the anonymous array of this handle"
+def _not_found(member: Membership, key: BlockKey, reason: str, meta: bytes = b"") -> ArrayNotFoundError:
+    noun = kinds.noun(meta)
+    what = f"the {noun} {key.name!r}" if key.name is not None else f"the anonymous {noun} of this handle"
     remedy = (
         f"Look it up again with store[{key.name!r}]; list(store) shows what is there."
         if key.name is not None
-        else "Keep the array alive until its handle has been loaded, or give it a name."
+        else f"Keep the {noun} alive until its handle has been loaded, or give it a name."
     )
     return ArrayNotFoundError(
         f"{what} {reason} in {member.label}",
@@ -180,7 +198,7 @@ def attach(member: Membership, key: BlockKey) -> segments.Segment:
     if segment is None or segment.tag.key.name != key.name:
         segment = _attach_new(member, key, claim)
     elif not is_live(segment):
-        raise _not_found(member, key, "has been deleted or replaced")
+        raise _not_found(member, key, "has been deleted or replaced", segment.tag.meta)
     if claim is not None and not (keeping.lending.active and names.keeper_of(key.claim_entry or "") is not None):
         # Only now: mapped first, so that at no moment the block is held by neither link nor lease.
         segments.unlink(claim)
@@ -264,10 +282,13 @@ def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, pat
     if key.block not in (-1, head.block):
         raise _not_found(member, key, "has been replaced")
     if info.st_nlink == 0 or head.state != form.LIVE:
-        raise _not_found(member, key, "has been deleted or replaced")
+        raise _not_found(member, key, "has been deleted or replaced", head.meta)
+    identity = info.st_dev, info.st_ino
+    if key.block == -1 and not blockfiles.leads_to(path, identity):
+        # Opened under this name, and leased after the file had become another block's: a number tells, a name does not.
+        raise _not_found(member, key, "has been replaced")
     if key.block != head.block or key.claim is not None:
         key = BlockKey(key.uid, key.store, head.block, key.name, None)
-    identity = info.st_dev, info.st_ino
     watch = _attached.get((key.store, key.block))
     segment = watch() if watch is not None else None
     if segment is not None and segment.tag.identity == identity:
@@ -284,7 +305,7 @@ def offer(segment: segments.Segment) -> BlockKey:
     block: Block = segment.tag
     hold = block.member.require_open()
     if not is_live(segment):
-        raise _not_found(block.member, block.key, "has been deleted or replaced")
+        raise _not_found(block.member, block.key, "has been deleted or replaced", block.meta)
     if block.key.name is not None:
         return block.key
     key = block.key._replace(claim=os.urandom(6).hex() + keeping.destination.ending)
@@ -295,7 +316,7 @@ def offer(segment: segments.Segment) -> BlockKey:
     except FileNotFoundError:
         if block.member.state() != layout.OPEN:
             raise block.member.closed_error() from None
-        raise _not_found(block.member, block.key, "has been deleted") from None
+        raise _not_found(block.member, block.key, "has been deleted", block.meta) from None
     if words.load(hold, layout.STATE_AT) != layout.OPEN:
         segments.unlink(claim)
         raise block.member.closed_error()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _UNFINISHED = "a block that was never finished; its maker is gone"
+_ABANDONED = "memory kept for the next array; who kept it is gone"
 _UNHELD = "nobody holds it, and no handle to it is in flight"
 _STALE = "a handle in flight to a block that was deleted, or that lay in one"
 _PAUSES = (0.005, 0.02, 0.08, 0.15, 0.3, 0.45)  # seconds between looks at what may be about to go
@@ -35,8 +36,8 @@ class StoreStats(NamedTuple):
     """How a store stands. Sizes in bytes.
 
     `named` and `anonymous` count blocks (a tree is one), `in_flight` handles pickled and not yet loaded, `drafts` blocks
-    being made; `nbytes` is what all blocks take, `capacity` the bound if there is one, `free` what may still be taken;
-    `attached` is how many blocks this process maps.
+    being made; `nbytes` is what all of them take, `warm` how much of that is memory of freed arrays, kept by the owner for the next;
+    `capacity` the bound if there is one, `free` what may still be taken; `attached` is how many blocks this process maps.
     """
 
     name: str | None
@@ -50,6 +51,7 @@ class StoreStats(NamedTuple):
     in_flight: int
     drafts: int
     nbytes: int
+    warm: int
     capacity: int | None
     free: int
     attached: int
@@ -103,15 +105,19 @@ def count_named(member: Membership) -> int:
 def stats(member: Membership) -> StoreStats:
     """Count the files of a store. Raises `StoreClosedError`."""
     member.require_open()
-    counts = dict.fromkeys((names.NAMED, names.ANONYMOUS, names.IN_FLIGHT, names.TEMPORARY), 0)
-    size = 0
+    if member.pool is not None:
+        member.pool.settle()
+    counts = dict.fromkeys((names.NAMED, names.ANONYMOUS, names.IN_FLIGHT, names.TEMPORARY, names.WARM), 0)
+    size = warm = 0
     for kind, path in _entries(member):
         letter = kind[:2]
         if letter in counts:
             counts[letter] += 1
             if letter != names.IN_FLIGHT:
                 with contextlib.suppress(FileNotFoundError):
-                    size += segments.status_of(path).st_size
+                    found = segments.status_of(path).st_size
+                    size += found
+                    warm += found if letter == names.WARM else 0
     capacity, free = member.control.capacity, limits.space(member.control.directory).free
     return StoreStats(
         name=member.control.name,
@@ -125,6 +131,7 @@ def stats(member: Membership) -> StoreStats:
         in_flight=counts[names.IN_FLIGHT],
         drafts=counts[names.TEMPORARY],
         nbytes=size,
+        warm=warm,
         capacity=capacity,
         free=free if capacity is None else max(0, min(free, capacity - size)),
         attached=blocks.attached(member.key.store),
@@ -134,6 +141,8 @@ def stats(member: Membership) -> StoreStats:
 def check(member: Membership, *, fix: bool) -> list[Problem]:
     """Look at every file of a store; with `fix`, remove what is provably dead."""
     hold = member.require_open()
+    if member.pool is not None:
+        member.pool.settle()
     suspects: dict[str, tuple[str, str, int]] = {}
     there = segments.inodes(member.control.directory, member.key.prefix)
     for kind, path in _entries(member):
@@ -162,7 +171,9 @@ def _acquit(member: Membership, suspects: dict[str, tuple[str, str, int]]) -> No
     guarded = launch.guardian_of(member) is not None
     pauses = _PAUSES if guarded else _PAUSES[:3]
     for pause in pauses:
-        passing = [path for path, (_, reason, _) in suspects.items() if reason in (_UNHELD, _UNFINISHED, _STALE)]
+        passing = [
+            path for path, (_, reason, _) in suspects.items() if reason in (_UNHELD, _UNFINISHED, _ABANDONED, _STALE)
+        ]
         if not passing:
             return
         if guarded:
@@ -182,9 +193,9 @@ def _remove_dead(member: Membership, kind: str, path: str, reason: str) -> bool:
     """Remove what nobody can reach; what is damaged may be evidence, and stays."""
     if kind.startswith(names.IN_FLIGHT):
         return reaper.is_stale_claim(member.control.directory, member.key, kind) and segments.unlink(path)
-    if reason not in (_UNHELD, _UNFINISHED):
+    if reason not in (_UNHELD, _UNFINISHED, _ABANDONED):
         return False
-    return reaper.remove_if_unheld(path, member.key.uid, draft=reason == _UNFINISHED)
+    return reaper.remove_if_unheld(path, member.key.uid, draft=reason != _UNHELD)
 
 
 def _objection(member: Membership, kind: str, path: str, there: Collection[int] = frozenset()) -> str | None:
@@ -194,7 +205,7 @@ def _objection(member: Membership, kind: str, path: str, there: Collection[int] 
     if kind.startswith(names.IN_FLIGHT):
         stale = reaper.is_stale_claim(member.control.directory, member.key, kind, there)
         return _STALE if stale else None
-    if not kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY)):
+    if not kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY, names.WARM)):
         return "no file of shmarray has such a name"
     try:
         fd = segments.open_existing(path, write=False)
@@ -206,8 +217,9 @@ def _objection(member: Membership, kind: str, path: str, there: Collection[int] 
         info = segments.status(fd)
         if info.st_uid != member.key.uid or not segments.is_regular(info):
             return f"it belongs to user {info.st_uid}, or is no file"
-        if kind.startswith(names.TEMPORARY):
-            return _UNFINISHED if flocks.try_exclusive(fd) else None
+        if kind.startswith((names.TEMPORARY, names.WARM)):
+            left = _UNFINISHED if kind.startswith(names.TEMPORARY) else _ABANDONED
+            return left if flocks.try_exclusive(fd) else None
         reason = _damage(member, kind, fd, info.st_size)
         if reason is None and kind.startswith(names.ANONYMOUS) and info.st_nlink == 1 and flocks.try_exclusive(fd):
             reason = _UNHELD

@@ -33,7 +33,7 @@ class Constructors:
     def empty(
         self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None
     ) -> SharedArray:
-        """Make an array without setting its elements; like `numpy.empty`. In fresh memory they are zero.
+        """Make an array without setting its elements; like `numpy.empty`. They may be those of an array that was freed before.
 
         Raises `ShapeError`, `DTypeError`, `ArrayNameError`, `ArrayExistsError`, `StoreFullError`, `StoreClosedError`.
 
@@ -42,7 +42,7 @@ class Constructors:
         ...     store.empty((2, 3), "f4").shape
         (2, 3)
         """
-        return self._make(shape, dtype, order, name)
+        return self._make(shape, dtype, order, name, clear=False)
 
     def zeros(
         self, shape: Any, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None
@@ -77,7 +77,7 @@ class Constructors:
         name: str | None = None,
     ) -> SharedArray:
         """Make an array with the shape, dtype and layout of another; like `numpy.empty_like`. Raises as `empty` does."""
-        return self._make_like(prototype, dtype, order, shape, name)
+        return self._make_like(prototype, dtype, order, shape, name, clear=False)
 
     def zeros_like(
         self,
@@ -124,6 +124,8 @@ class Constructors:
         shape: Any,
         name: str | None,
         value: Any = None,
+        *,
+        clear: bool = True,
     ) -> SharedArray:
         model = np.asarray(prototype)
         lengths = layouts.check_shape(model.shape if shape is None else shape)
@@ -134,10 +136,17 @@ class Constructors:
             axes: list[int] | str = layouts.axes_of(model.shape, model.strides)
         else:
             axes = "F" if letter == "F" else "C"
-        return self._make(lengths, model.dtype if dtype is None else dtype, axes, name, value)
+        return self._make(lengths, model.dtype if dtype is None else dtype, axes, name, value, clear=clear)
 
     def _make(
-        self, shape: Any, dtype: DTypeLike, order: list[int] | str | None, name: str | None, value: Any = None
+        self,
+        shape: Any,
+        dtype: DTypeLike,
+        order: list[int] | str | None,
+        name: str | None,
+        value: Any = None,
+        *,
+        clear: bool = True,
     ) -> SharedArray:
         member = self._open()
         if name is not None:
@@ -153,7 +162,7 @@ class Constructors:
         def fill(view: np.ndarray[Any, Any]) -> None:
             np.copyto(view, value, casting="unsafe")
 
-        segment = contents.create(member, name, [(kind, layout)], fill=None if value is None else fill)
+        segment = contents.create(member, name, [(kind, layout)], fill=None if value is None else fill, clear=clear)
         return arrays.leaf(segment, 0)
 
     def put(self, value: Any, *, name: str | None = None) -> Any:

@@ -18,7 +18,7 @@ from shmarray import drafts
 from shmarray._format import layouts, names
 from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
 from shmarray._os import segments
-from shmarray.errors import CorruptBlockError, ShmArrayError
+from shmarray.errors import CorruptBlockError, DTypeError, ShmArrayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -174,10 +174,12 @@ def create(
     kind: str | None = None,
     replace: bool = False,
     keeps: bool = False,
+    clear: bool = True,
 ) -> segments.Segment:
-    """Make a block with these arrays, filled before anyone can see it: by `fill`, or copied from `sources`.
+    """Make a block with these arrays, filled before anyone can see it: by `fill`, or copied from `sources`, or else with zeros.
 
-    With `keeps`, `fill` puts handles into it, which lie in the file from then on.
+    Without `clear`, what is not filled may be what was in the store's memory before. With `keeps`, `fill` puts handles into it, which lie
+    in the file from then on.
     Raises as `drafts.Draft` and its `publish` do.
     """
     placed, size = layouts.place(layout for _, layout in contents)
@@ -189,19 +191,24 @@ def create(
     meta = _write(description).encode()
     total = size if len(placed) != 1 else placed[0].nbytes
     # Dense sources are written by system call: that reserves as it goes and takes no page fault.
-    written = sources is not None and all(source.flags.forc for source in sources)
-    with drafts.Draft(member, total, meta, reserve=not written) as draft:
+    dense = sources is not None and all(source.flags.forc for source in sources)
+    with drafts.Draft(member, total, meta, reserve=not dense, again=kind is None) as draft:
+        window = draft.window
+        written = dense and window is None
         if written and sources is not None:
             for source, layout in zip(sources, placed, strict=True):
-                draft.write(_bytes_of(source), layout.offset)
+                draft.write(bytes_of(source), layout.offset)
         if keeps:
             draft.appear()
         segment = draft.map(name)
         laid_out = [(dtype, layout) for (dtype, _), layout in zip(contents, placed, strict=True)]
         segment.tag.cache["description"] = Description(name, laid_out, tree, kind)
         if not written:
+            base = root_of(segment) if window is None else np.frombuffer(window, np.uint8)
+            if window is not None and sources is None and fill is None and clear:
+                base[:total] = 0
             for index, ((dtype, _), layout) in enumerate(zip(contents, placed, strict=True)):
-                view = np.ndarray(layout.shape, dtype, root_of(segment), layout.offset, layout.strides)
+                view = np.ndarray(layout.shape, dtype, base, layout.offset, layout.strides)
                 if sources is not None:
                     np.copyto(view, sources[index], casting="no")
                 elif fill is not None:
@@ -210,14 +217,17 @@ def create(
     return segment
 
 
-def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
+def bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
     """View the memory of a dense array as bytes, in the order in which it lies there."""
     flat = array.reshape(-1) if array.flags.c_contiguous else array.T.reshape(-1)
     return flat.view(np.uint8).data if array.nbytes else memoryview(b"")
 
 
 def plain(value: Any) -> np.ndarray[Any, Any]:
-    """Make an ndarray of what a user gave; raises `TypeError` for a masked array, whose mask would be lost."""
+    """Make an ndarray of what a user gave.
+
+    Raises `TypeError` for a masked array, whose mask would be lost, `DTypeError` for what NumPy makes no array of.
+    """
     masked = sys.modules.get("numpy.ma")  # NumPy loads it late; without it nobody has a masked array
     if masked is not None and isinstance(value, masked.MaskedArray):
         message = (
@@ -225,4 +235,26 @@ def plain(value: Any) -> np.ndarray[Any, Any]:
             'Put both: store.put({"data": a.data, "mask": numpy.ma.getmaskarray(a)}).'
         )
         raise TypeError(message)
-    return np.asarray(value)
+    array = np.asarray(value)
+    if array.dtype == object and not array.shape and not isinstance(value, (np.ndarray, np.generic)):
+        raise _no_array(value)
+    return array
+
+
+def _no_array(value: object) -> DTypeError:
+    """Describe what NumPy can only keep as a Python object."""
+    kind = type(value).__name__
+    managers = sys.modules.get("multiprocessing.managers")
+    if managers is not None and isinstance(value, managers.BaseProxy):
+        summary = f"a proxy ({kind}) cannot be put into a store: what it stands for lives in another process, not in shared memory"
+        remedy = (
+            "Pass it as an argument or through a queue; a name can be given to arrays and to what a store makes: locks, queues, "
+            "dicts, ..."
+        )
+    else:
+        summary = f"an object of type {kind} cannot be put into a store"
+        remedy = (
+            "Put arrays or what NumPy makes one of; dicts, lists, tuples, dataclasses of these; or what a store makes: locks, queues, "
+            "dicts, ... Other objects go through a store's Queue or dict, pickled."
+        )
+    return DTypeError(summary, remedy=remedy, dtype="object", field="")

@@ -32,7 +32,7 @@ def delete(segment: segments.Segment) -> bool:
         if not blocks.is_live(segment):
             return False
         # A replacer may have died between moving the name and marking this block: the name is then another's.
-        removed = blockfiles.leads_to(block.path, block.identity) and segments.unlink(block.path)
+        removed = blockfiles.leads_to(block.path, block.identity) and _remove_name(block)
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
     finally:
         block.member.changed(section)
@@ -41,8 +41,17 @@ def delete(segment: segments.Segment) -> bool:
     return removed
 
 
+def _remove_name(block: blocks.Block) -> bool:
+    """Remove the name of a live block, or, where its memory may be used again, move it aside."""
+    memory = block.cache.get(blocks.WARM)
+    return (memory is not None and block.member.pool.retire(memory, block.path)) or segments.unlink(block.path)
+
+
 def delete_name(member: Membership, name: str) -> bool:
     """Remove the block of that name, whatever it is; false if there is none."""
+    mine = blocks.mapped(member.key.store, name)
+    if mine is not None and blocks.WARM in mine.tag.cache and delete(mine):
+        return True
     path = member.block_prefix + names.NAMED + names.encode(name)
     section = member.changing()
     try:
@@ -84,6 +93,8 @@ def release_unclaimed(member: Membership) -> int:
     """Remove every link in flight, then the anonymous blocks that nobody maps; returns how many links."""
     hold = member.require_open()
     removed = _drop_claims(member, names.IN_FLIGHT, kept=False)
+    if member.pool is not None:
+        member.pool.settle()
     reaper.remove_unheld(member.control.directory, member.key)
     del hold
     return removed

@@ -1,7 +1,8 @@
 """A block in the making.
 
 Owns: the first part of a block's life: reserved, filled, given its header and guard, published in one step (see the table in
-`blocks`). With a capacity the draft has a temporary name `t.`, so that a count of the directory sees what is being made.
+`blocks`). With a capacity the draft has a temporary name `t.`, so that a count of the directory sees what is being made. Memory that was
+kept warm has one anyway, and is there already: only its header is new.
 Must not know: NumPy, dtypes, what a description says.
 """
 
@@ -12,13 +13,13 @@ import os
 import time
 from typing import TYPE_CHECKING, Self
 
-from shmarray import blockfiles, blocks, exhaustion, reaper
+from shmarray import blockfiles, blocks, exhaustion, reaper, warm
 from shmarray._format import control as layout
 from shmarray._format import guard, names
 from shmarray._format import header as form
 from shmarray._format.handle import BlockKey
-from shmarray._os import mutexes, processes, segments, words
-from shmarray.errors import ArrayExistsError
+from shmarray._os import flocks, mutexes, processes, segments, words
+from shmarray.errors import ArrayExistsError, GuardError, StoreFullError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
 
     from shmarray.membership import Membership
 
-_GUARDS = {
-    "robust": guard.pack(guard.ROBUST, mutexes.fresh_mutex()),
-    "multiprocessing": guard.pack(guard.PLAIN, mutexes.fresh_semaphore()),
-}
+_GUARDS = {"multiprocessing": guard.pack(guard.PLAIN, mutexes.fresh_semaphore())}
+if not mutexes.NOT_ROBUST:
+    _GUARDS["robust"] = guard.pack(guard.ROBUST, mutexes.fresh_mutex())
 
 
 class Draft:
@@ -38,22 +38,53 @@ class Draft:
     Leaving the `with` block without publishing leaves nothing behind.
     """
 
-    def __init__(self, member: Membership, nbytes: int, meta: bytes, *, reserve: bool = True) -> None:
-        """Reserve the memory; raises `StoreFullError` before any byte is touched, `StoreClosedError` on a closed store."""
+    def __init__(
+        self, member: Membership, nbytes: int, meta: bytes, *, reserve: bool = True, again: bool = False
+    ) -> None:
+        """Reserve the memory, or, with `again`, take what is kept warm, and let it be kept after this block.
+
+        Raises `StoreFullError` before any byte is touched, `StoreClosedError` on a closed store, `GuardError` where the store's blocks
+        have robust mutexes and this process cannot make one.
+        """
         self._hold = member.require_open()
+        if member.control.guard not in _GUARDS:
+            raise _no_guard(member)
         reaper.settle()
         self.member = member
         self.nbytes = nbytes
         self.meta = meta
         self.size = form.file_size(nbytes, len(meta))
         self.block_id = int.from_bytes(os.urandom(8), "little")
-        directory = member.control.directory
+        self.window: segments.Segment | None = None
+        """Memory that was used before, through which it is to be filled: what is in it is still the last block's data."""
+        self._memory: warm.Memory | None = None
+        self._published = False
+        pool: warm.Pool | None = member.pool
+        if again and pool is not None and pool.takes(self.size):
+            memory = pool.take(self.size)
+            if memory is None or not self._begin_again(memory):
+                self._begin(reserve=reserve)
+                self._memory = warm.Memory(self.fd, self.size)
+        else:
+            self._begin(reserve=reserve)
+
+    def _begin(self, *, reserve: bool) -> None:
+        """Reserve fresh memory; what is kept warm is given back before there is said to be no more."""
+        try:
+            self._reserve(reserve=reserve)
+        except StoreFullError:
+            if self.member.pool is None or not self.member.pool.trim():
+                raise
+            self._reserve(reserve=reserve)
+
+    def _reserve(self, *, reserve: bool) -> None:
+        directory, capacity = self.member.control.directory, self.member.control.capacity
         with exhaustion.explained(directory, self.size):
             exhaustion.require(directory, self.size)
             self.fd, self.temporary = segments.create_leased(directory, self._draft_name)
             try:
-                if member.control.capacity is not None:
-                    self._account(member.control.capacity)
+                if capacity is not None:
+                    self._account(capacity)
                 segments.resize(self.fd, self.size)
                 self._reserved = reserve
                 if reserve:
@@ -61,6 +92,25 @@ class Draft:
             except BaseException:
                 self._abandon()
                 raise
+
+    def _begin_again(self, memory: warm.Memory) -> bool:
+        """Take over memory that nobody else can see: it is exclusively locked until its header is another. False if it was removed."""
+        self._memory, self.fd, self.size = memory, memory.fd, memory.size
+        self.temporary, memory.path = memory.path, None
+        try:
+            self._write_header()
+            flocks.share(self.fd)
+            if segments.status(self.fd).st_nlink == 1:
+                self.window = memory.open_window()
+                self._reserved = True
+                return True
+        except BaseException:
+            self._abandon()
+            raise
+        self._abandon()  # a janitor came between the two locks
+        self._memory = None
+        self.size = form.file_size(self.nbytes, len(self.meta))
+        return False
 
     def _draft_name(self) -> str:
         return names.draft(self.member.key, os.urandom(8).hex())
@@ -92,11 +142,17 @@ class Draft:
 
     def write(self, data: memoryview, offset: int = 0) -> None:
         """Copy bytes into the block; a full file system is `StoreFullError`, also where nothing was reserved."""
-        with exhaustion.explained(self.member.control.directory, self.size):
-            segments.write(self.fd, data, offset)
+        try:
+            with exhaustion.explained(self.member.control.directory, self.size):
+                segments.write(self.fd, data, offset)
+        except StoreFullError:
+            if self.member.pool is None or not self.member.pool.trim():
+                raise
+            with exhaustion.explained(self.member.control.directory, self.size):
+                segments.write(self.fd, data, offset)
 
-    def map(self, name: str | None) -> segments.Segment:
-        """Write the header and map the block."""
+    def _write_header(self) -> None:
+        """Say what the block is; its state is live, and nobody can know of it before it is published."""
         me = processes.me()
         head = form.Header(
             file_size=self.size,
@@ -110,17 +166,23 @@ class Draft:
             meta=self.meta,
         )
         offset, data = form.pack(head, _GUARDS[self.member.control.guard])
+        segments.write(self.fd, data, offset)
+
+    def map(self, name: str | None) -> segments.Segment:
+        """Write the header, where there is none yet, and map the block."""
         key = BlockKey(self.member.key.uid, self.member.key.store, self.block_id, name, None)
         path = self.member.block_prefix + key.entry
         with exhaustion.explained(self.member.control.directory, self.size):
             if not self._reserved:
                 # The data were written, which reserves; only what lies behind them is missing.
                 segments.reserve(self.fd, self.nbytes, self.size - self.nbytes)
-            segments.write(self.fd, data, offset)
+            if self.window is None:
+                self._write_header()
             segment = segments.map_shared(self.fd, self.size)
         identity = blockfiles.identity_of(segments.status(self.fd))
+        cache: dict[str, object] = {} if self._memory is None else {blocks.WARM: self._memory}
         return blocks.register(
-            segment, blocks.Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, {})
+            segment, blocks.Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, cache)
         )
 
     def publish(self, segment: segments.Segment, *, replace: bool = False) -> None:
@@ -145,6 +207,7 @@ class Draft:
         if words.load(self._hold, layout.STATE_AT) != layout.OPEN:
             segments.unlink(block.path)
             raise self.member.closed_error()
+        self._published = True
 
     @contextlib.contextmanager
     def _store_may_end(self) -> Iterator[None]:
@@ -188,6 +251,8 @@ class Draft:
             self.member.changed(section)
 
     def _abandon(self) -> None:
+        if self._memory is not None:
+            self._memory.let_go()
         if self.temporary is not None:
             segments.unlink(self.temporary)
             self.temporary = None
@@ -200,7 +265,11 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the descriptor; the mapping holds the lease from here on. What was not published is gone."""
+        """Close the descriptor, unless the memory is to be used again: the mapping holds the lease. What was not published is gone."""
+        if self._published and self._memory is not None:
+            self._memory.state = "live"
+            if not self._memory.crossed:
+                return
         self._abandon()
 
 
@@ -209,4 +278,12 @@ def _exists(block: blocks.Block) -> ArrayExistsError:
         f"an array called {block.key.name!r} is already in {block.member.label}",
         remedy=f"Replace it with store[{block.key.name!r}] = array, delete it first, or choose another name.",
         name=block.key.name,
+    )
+
+
+def _no_guard(member: Membership) -> GuardError:
+    return GuardError(
+        f"what is made in {member.label} has a robust mutex, and this process has none ({mutexes.NOT_ROBUST})",
+        remedy="Open the store with guard='multiprocessing', or run this process with the C library of the one that opened it.",
+        store=member.control.name or f"{member.key.store:016x}",
     )

@@ -17,6 +17,7 @@ __all__ = [
     "ArrayNotFoundError",
     "CorruptBlockError",
     "DTypeError",
+    "FileFormatError",
     "GuardError",
     "GuardTimeoutError",
     "GuardianWarning",
@@ -120,7 +121,7 @@ class GuardTimeoutError(ShmArrayError, TimeoutError):
 
 
 class GuardError(ShmArrayError, RuntimeError, ValueError, AssertionError):
-    """A guard was entered twice by one thread, or left by one that does not hold it."""
+    """A guard was entered twice by one thread, left by one that does not hold it, or is of a kind that this system has not."""
 
 
 class HostError(ShmArrayError, ConnectionError):
@@ -155,6 +156,10 @@ class CorruptBlockError(ShmArrayError, OSError):
     """A block that is damaged, truncated, not ours, or another user's."""
 
     _errno = errno.EIO
+
+
+class FileFormatError(ShmArrayError, ValueError):
+    """A file to be loaded that is not what it is taken for: of another format, damaged, too short, or longer than it says."""
 
 
 class GuardianWarning(RuntimeWarning):

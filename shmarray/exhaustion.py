@@ -71,7 +71,7 @@ def _look(directory: str, prefix: str) -> tuple[list[Holding], bool]:
     for entry in segments.entries(directory, prefix):
         key = names.store_of(entry)
         kind = entry[len(key.prefix) :] if key else ""
-        if kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY)):
+        if kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY, names.WARM)):
             try:
                 size = segments.status_of(os.path.join(directory, entry)).st_size
             except FileNotFoundError:
@@ -82,6 +82,8 @@ def _look(directory: str, prefix: str) -> tuple[list[Holding], bool]:
 
 
 def _label(kind: str) -> str:
+    if kind.startswith(names.WARM):
+        return "(kept warm)"
     if not kind.startswith(names.NAMED):
         return "(anonymous)"
     try:

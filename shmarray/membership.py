@@ -13,6 +13,7 @@ import contextlib
 import os
 import threading
 import weakref
+from typing import Any
 
 from shmarray import controls, exhaustion, leasing, reaper, shields
 from shmarray._format import control as layout
@@ -49,6 +50,7 @@ class Membership:
         self.control = control
         self.founder = founder
         self._hold(leases)
+        self.pool: Any = None  # the memory that the owner keeps warm, see `warm`
         self._slot: tuple[int, int, segments.Segment] | None = None
         self._slot_lock = threading.Lock()
         self._inside: weakref.WeakValueDictionary[tuple[int, int], Section] = weakref.WeakValueDictionary()
@@ -199,6 +201,8 @@ class Membership:
         if leases and words.load(leases[0], layout.STATE_AT) == layout.OPEN:
             words.store(leases[0], layout.STATE_AT, layout.CLOSED)
         del leases
+        if self.pool is not None:
+            self.pool.close()
         try:
             with exhaustion.explained(self.control.directory, 0):
                 self._sweep()

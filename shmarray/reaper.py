@@ -8,6 +8,7 @@ Owns: every removal of a file of ours that its user did not ask for by name. The
     handle in flight      a sweep                              the block it leads to was deleted; or the block in which it
                                                                lies has no name any more (no file has its inode)
     name of a draft       a sweep                              its exclusive lock is free (its maker holds the lease)
+    memory kept warm      a sweep                              its exclusive lock is free (who keeps it holds the lease)
     all blocks of a store its owner, closing it                the owner says so, after marking the store closed
                           the guardian                         the owner has ended (pidfd), after marking the store dead
     control file, claim   whoever gets the exclusive lock of   nobody takes part in the store any more; all blocks go first
@@ -120,8 +121,8 @@ def remove_unheld(directory: str, key: names.StoreKey) -> int:
             kind, path = entry[len(key.prefix) :], os.path.join(directory, entry)
             if is_stale_claim(directory, key, kind, there):
                 segments.unlink(path)
-            elif kind.startswith((names.ANONYMOUS, names.TEMPORARY)):
-                gone += remove_if_unheld(path, key.uid, draft=kind.startswith(names.TEMPORARY))
+            elif kind.startswith((names.ANONYMOUS, names.TEMPORARY, names.WARM)):
+                gone += remove_if_unheld(path, key.uid, draft=not kind.startswith(names.ANONYMOUS))
         removed += gone
         # What has gone may have been what handles lay in, which kept others.
         if not (gone and kept):

@@ -18,9 +18,11 @@ from shmarray._format import names
 from shmarray._os import late, limits, segments
 from shmarray.constructors import Constructors
 from shmarray.errors import ArrayExistsError, ArrayNameError, ArrayNotFoundError
+from shmarray.filing import Filing
 from shmarray.guardian import launch
 from shmarray.hosting import hosted
 from shmarray.vocabulary import Vocabulary
+from shmarray.warm import Pool
 
 if TYPE_CHECKING:
     from multiprocessing import util
@@ -32,13 +34,17 @@ if TYPE_CHECKING:
 _ON_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs"})
 
 
-class Store(Constructors, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
+class Store(Constructors, Filing, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
     """A set of NumPy arrays in shared memory, used by many processes and freed exactly once.
 
     `Store()` opens a store that this process owns; `name` lets unrelated processes of the same user join it by
     `shmarray.connect(name)`. `capacity` bounds the bytes of all its blocks; `directory` puts them in an ordinary directory
-    instead of shared memory, for what does not fit there. `guard="multiprocessing"` makes its locks plain semaphores, which
-    hang when their holder is killed, as those of `multiprocessing` do. A store pickles: the receiver gets it connected.
+    instead of shared memory, for what does not fit there. `guard="robust"` makes locks that survive the death of their holder;
+    `guard="multiprocessing"` plain semaphores, which hang when their holder is killed, as those of `multiprocessing` do; None, the
+    default, takes robust ones where the system has them (see the attribute `guard`). A store pickles: the receiver gets it connected.
+
+    `warm` bounds the bytes of memory that this process keeps of arrays it has freed, for the next ones: pages that are there already cost a
+    tenth of fresh ones. None is an eighth of the memory file system, 0 nothing; `trim()` gives it back (`docs/performance.md`).
 
     `address=(host, port)` with `authkey` also serves the registered types to managers of `multiprocessing` on the network: whoever
     knows the key can then run any code as this user, and what is said is not encrypted (`docs/hosting.md`). Off by default.
@@ -48,7 +54,8 @@ class Store(Constructors, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
     of the process and its death by any signal end the store: no name stays, and views stay valid until they are dropped.
 
     Raises `StoreExistsError` when a store of that name is alive, `StoreFullError` when there is no room, `ArrayNameError` for
-    a text that cannot be a name, `FileNotFoundError` or `NotADirectoryError` for the directory.
+    a text that cannot be a name, `GuardError` for `guard="robust"` where there are no such locks, `FileNotFoundError` or
+    `NotADirectoryError` for the directory.
 
     >>> import numpy as np, shmarray as sa
     >>> with sa.Store() as store:
@@ -64,7 +71,8 @@ class Store(Constructors, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
         *,
         capacity: int | None = None,
         directory: str | os.PathLike[str] | None = None,
-        guard: Literal["robust", "multiprocessing"] = "robust",
+        guard: Literal["robust", "multiprocessing"] | None = None,
+        warm: int | None = None,
         address: tuple[str, int] | None = None,
         authkey: bytes | None = None,
     ) -> None:
@@ -73,10 +81,12 @@ class Store(Constructors, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
             names.check(name, "a store")
         hosted.check_network(address, authkey)
         place = _check_directory(directory)
+        kept = None if warm is None else _check_bytes(warm, "warm", least=0)
         self._closed = False
         self._at_exit: util.Finalize[None] | None = None
         with exhaustion.explained(place, 0):
             self._member = founding.found(name, place, _check_capacity(capacity), _check_guard(guard))
+        self._member.pool = Pool(self._member, kept)
         try:
             # After other exit work: worker processes have been joined then, and have dropped what they held.
             self._at_exit = late.load("multiprocessing.util").Finalize(None, self._member.close, exitpriority=-100)
@@ -129,6 +139,11 @@ class Store(Constructors, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
         return self._closed or not self._member.is_open()
 
     @property
+    def guard(self) -> str:
+        """Kind of its locks: "robust", or "multiprocessing", which are lost with their holder."""
+        return self._member.control.guard
+
+    @property
     def guardian_pid(self) -> int | None:
         """Pid of the process that cleans up if the owner is killed; None if there is none now."""
         return launch.guardian_of(self._member)
@@ -136,7 +151,8 @@ class Store(Constructors, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
     def __repr__(self) -> str:
         """Say which store it is and whether it is open."""
         label = repr(self.name) if self.name else self.id
-        return f"<{type(self).__name__} {label} {'closed' if self.closed else 'open'}>"
+        plain = "" if self.guard == "robust" else f", guard={self.guard!r}"
+        return f"<{type(self).__name__} {label} {'closed' if self.closed else 'open'}{plain}>"
 
     def __eq__(self, other: object) -> bool:
         """Two objects are equal if they stand for the same store."""
@@ -227,6 +243,14 @@ class Store(Constructors, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
         """
         return deletion.release_unclaimed(self._open())
 
+    def trim(self) -> int:
+        """Give the memory of freed arrays back to the system that is kept for the next ones; returns how many bytes.
+
+        Only the process that opened the store keeps any, and gives it back by itself before it raises `StoreFullError`.
+        """
+        pool = self._open().pool
+        return 0 if pool is None else pool.trim()
+
     def close(self) -> None:
         """End the store, if this object opened it: every block is unlinked once. Any other: stop using it.
 
@@ -272,19 +296,23 @@ def _join(uid: int, store: int) -> Store:
 
 
 def _check_capacity(capacity: object) -> int | None:
-    if capacity is None:
-        return None
-    if isinstance(capacity, bool) or not isinstance(capacity, (int, np.integer)):
-        message = f"capacity must be a number of bytes, not {capacity!r}"
+    return None if capacity is None else _check_bytes(capacity, "capacity", least=1)
+
+
+def _check_bytes(number: object, what: str, *, least: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+        message = f"{what} must be a number of bytes, not {number!r}"
         raise TypeError(message)
-    if capacity <= 0:
-        message = f"capacity must be a positive number of bytes, not {capacity!r}"
+    if number < least:
+        message = (
+            f"{what} must be a {'positive ' if least else ''}number of bytes{'' if least else ', or 0'}, not {number!r}"
+        )
         raise ValueError(message)
-    return int(capacity)
+    return int(number)
 
 
-def _check_guard(guard: str) -> str:
-    if guard not in ("robust", "multiprocessing"):
+def _check_guard(guard: str | None) -> str | None:
+    if guard not in (None, "robust", "multiprocessing"):
         message = f"guard must be 'robust' or 'multiprocessing', not {guard!r}"
         raise ValueError(message)
     return guard

@@ -219,7 +219,9 @@ def _encode(dtype: np.dtype[Any]) -> EncodedDType:
 
 
 #: Numbers, ready: a process's first attach waits for this. None of these can be changed in place.
-_COMMON = {dtype.str: dtype for dtype in map(np.dtype, "?bBhHiIlLefdFD") if _spelling(dtype.str, dtype.char) == dtype.str}
+_COMMON = {
+    dtype.str: dtype for dtype in map(np.dtype, "?bBhHiIlLefdFD") if _spelling(dtype.str, dtype.char) == dtype.str
+}
 
 
 @functools.lru_cache(maxsize=1024)

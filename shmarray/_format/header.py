@@ -48,6 +48,10 @@ class TooShortError(DamagedError):
     """More of the file has to be read."""
 
 
+class TornError(DamagedError):
+    """The state was read while it was being written, or is damaged: the next look tells."""
+
+
 class Header(NamedTuple):
     """What the header of a block says. Sizes in bytes; `born` in nanoseconds since the epoch; `pid` made it."""
 
@@ -129,5 +133,5 @@ def unpack(tail: bytes, size: int) -> Header:
     (state,) = _STATE.unpack_from(tail, at + STATE_AT)
     if state not in _STATES:
         message = f"its state is {state:#x}, which is none"
-        raise DamagedError(message)
+        raise TornError(message)
     return Header(size, nbytes, store, block, pid, start, born, state, meta)

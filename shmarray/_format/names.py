@@ -11,6 +11,7 @@ one store begin with `shmarray.UID.STORE.`, where STORE is its identity (16 hexa
     h.BLOCK.RANDOM.KEEPER
                    a handle that lies in another block, KEEPER is the number of that file's inode (hexadecimal)
     t.RANDOM       a block being made (only with a capacity, or on file systems without unnamed files)
+    w.RANDOM       memory kept warm: what was a block, and may become one again
 
 `shmarray.UID.name.NAME` is a second link to the control file of a store that has a name.
 Must not know: what is in any of the files.
@@ -41,6 +42,7 @@ NAMED = "n."
 ANONYMOUS = "a."
 IN_FLIGHT = "h."
 TEMPORARY = "t."
+WARM = "w."
 
 
 class StoreKey(NamedTuple):

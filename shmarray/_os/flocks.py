@@ -52,6 +52,15 @@ def share(fd: HasFileno) -> None:
             return
 
 
+def try_share(fd: HasFileno) -> bool:
+    """Take the lease, or exchange the exclusive lock for it, without waiting; false if another has the exclusive lock."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def try_exclusive(fd: HasFileno) -> bool:
     """Take the exclusive lock if nobody holds a lease: true is the kernel's proof that no mapping of the file exists."""
     try:

@@ -127,6 +127,11 @@ def mapped_files(pid: int, prefix: str) -> list[MappedFile]:
     return found
 
 
+def around_fork(before: Callable[[], None], after: Callable[[], None]) -> None:
+    """Run `before` and `after` in this process around each fork by `os.fork` or `multiprocessing`; other threads go on in between."""
+    os.register_at_fork(before=before, after_in_parent=after)
+
+
 def after_fork_in_child(function: Callable[[], None]) -> None:
     """Run `function` in every child that `os.fork` or `multiprocessing` makes from now on."""
     os.register_at_fork(after_in_child=function)

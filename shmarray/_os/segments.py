@@ -51,6 +51,7 @@ hang on it. Its own `close()` is a call into C, which no handler can come before
 
 # Which thread last opened a descriptor of that number. Entries stay when it is closed: who opens it next writes its own.
 _opener: dict[int, int] = {}
+_STANDING = -1  # in place of a thread: kept open on purpose, by whom it is closed in a child too
 # Whether there are other threads, just before a fork.
 _threaded = [False]
 
@@ -60,6 +61,11 @@ def _opened(path: str, flags: int) -> Descriptor:
     fd = next(map(Descriptor.fromfd, map(os.open, (path,), (flags | os.O_CLOEXEC,), (_MODE,))))
     _opener[fd.fileno()] = threading.get_ident()
     return fd
+
+
+def keep_open(fd: Descriptor) -> None:
+    """Say that this descriptor stays open; who keeps it closes it in a forked child."""
+    _opener[fd.fileno()] = _STANDING
 
 
 def _note_threads() -> None:
@@ -75,7 +81,7 @@ def _close_of_other_threads() -> None:
     if _threaded[0]:
         me = threading.get_ident()
         for fd in map(int, os.listdir("/proc/self/fd")):
-            if _opener.get(fd) != me and _is_ours(fd):
+            if _opener.get(fd) not in (me, _STANDING) and _is_ours(fd):
                 os.close(fd)
 
 
@@ -223,16 +229,19 @@ def inodes(directory: str, prefix: str) -> set[int]:
         return {entry.inode() for entry in found if entry.name.startswith(prefix)}
 
 
-def map_shared(fd: Descriptor, size: int) -> Segment:
-    """Map the first `size` bytes, readable and writable by all who map the file; the descriptor may be closed after."""
+def map_shared(fd: Descriptor, size: int, *, populate: bool = False) -> Segment:
+    """Map the first `size` bytes, readable and writable by all who map the file; the descriptor may be closed after.
+
+    With `populate` all pages are mapped at once, so that none is missed later.
+    """
     if sys.version_info >= (3, 13):
-        return Segment(fd.fileno(), size, trackfd=False)
+        return Segment(fd.fileno(), size, flags=mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0), trackfd=False)
     # Before 3.13 an mmap object keeps a duplicate of the descriptor. So take an anonymous one, which keeps none, and lay
     # the file's pages over it in place: its C destructor unmaps them like its own.
     # No memory is set aside for it, so that a file larger than all memory can be mapped.
     segment = Segment(-1, size, flags=_ANONYMOUS)
     address = _addressof(_first_byte(segment))
-    placed = _mmap(address, size, _PROTECTION, _OVER, fd.fileno(), 0)
+    placed = _mmap(address, size, _PROTECTION, _OVER | (mmap.MAP_POPULATE if populate else 0), fd.fileno(), 0)
     if placed != address:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

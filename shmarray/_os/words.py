@@ -1,7 +1,8 @@
 """Aligned eight-byte words in shared memory.
 
-Owns: the one assumption about atomicity: `struct` copies a native "Q" as one aligned 8-byte load or store, so a reader in
-another process sees the old value or the new one and never a mixture. (The standard sizes, "<Q", go byte by byte.)
+Owns: the one assumption about atomicity: that CPython copies a native "Q" as one aligned 8-byte load in `Struct.unpack_from`, and as one
+store in an item of a memoryview, so a reader in another process sees the old value or the new one and never a mixture. (The standard
+sizes, "<Q", go byte by byte; and `Struct.pack_into` clears the bytes before it writes them.)
 Must not know: what any word means.
 """
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 WORD = 8
 WORD_FORMAT = struct.Struct("Q")
 """For those who cannot afford a call: `WORD_FORMAT.unpack_from(memory, offset)[0]` is `load(memory, offset)`."""
-_unpack_from, _pack_into = WORD_FORMAT.unpack_from, WORD_FORMAT.pack_into
+_unpack_from = WORD_FORMAT.unpack_from
 
 
 def load(memory: mmap.mmap, offset: int) -> int:
@@ -27,4 +28,4 @@ def load(memory: mmap.mmap, offset: int) -> int:
 
 def store(memory: mmap.mmap, offset: int, value: int) -> None:
     """Write the word at `offset` (a multiple of 8)."""
-    _pack_into(memory, offset, value)
+    memoryview(memory)[offset : offset + WORD].cast("Q")[0] = value

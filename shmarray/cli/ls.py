@@ -231,7 +231,7 @@ def _name(block: Block, *, numbered: bool = False) -> str:
     if block.kind == "unknown":
         return block.file.rpartition("/")[2].split(".", 3)[-1]
     number = f" {_number(block)}" if numbered else ""
-    return {"draft": "(draft)", "handle": "(handle)"}.get(block.kind, f"(anonymous{number})")
+    return {"draft": "(draft)", "handle": "(handle)", "memory": "(kept warm)"}.get(block.kind, f"(anonymous{number})")
 
 
 def _shape(block: Block) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, RecursionError, ShmArrayError)
 """What reading a damaged or foreign file raises."""
 
-_BLOCKS = (names.NAMED, names.ANONYMOUS, names.TEMPORARY)
+_BLOCKS = (names.NAMED, names.ANONYMOUS, names.TEMPORARY, names.WARM)
 _TRIES = 5  # how often a name is read again that is being replaced all the time
 _ENDED = {
     "closed": "its store is closed",
@@ -119,6 +119,8 @@ class Reader:
         facts: dict[str, Any] = {"bytes": info.st_size, "file_bytes": info.st_size, "holders": holders}
         if kind.startswith(names.TEMPORARY):
             return {**facts, "state": "making", "kind": "draft"}
+        if kind.startswith(names.WARM):
+            return {**facts, "state": "warm", "kind": "memory"}
         try:
             facts |= self._described(kind, blockfiles.read_header(fd, info.st_size))
         except UNREADABLE as error:
@@ -168,6 +170,8 @@ class Reader:
         named = facts.get("name") is not None
         if facts["holders"] or named or handles.kept or not is_free(path):
             return facts
+        if facts["state"] == "warm":
+            return {**facts, "state": "dead", "reason": "who kept it is gone"}
         if facts["state"] == "making":
             return {**facts, "state": "dead", "reason": "it was never finished, and its maker is gone"}
         if handles.in_flight:

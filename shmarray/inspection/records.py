@@ -17,6 +17,7 @@ and a block:
     live        it can be attached, or taken out of the object in which it is kept
     unclaimed   only handles keep it that were pickled and not loaded yet, and lie in no object
     making      its maker is at work on it
+    warm        memory of a freed block, kept for the next one by the store's owner
     dead        nobody can attach it any more
     damaged     it is not what its name says
 """
@@ -66,10 +67,10 @@ class Guard:
 class Block:
     """One block: sizes in bytes, `age` in seconds, `holders` the pids that map it now.
 
-    `kind` is "array", "tree", what the store calls another object ("Lock", "Event", ...), "draft" (being made), "handle"
-    (its block is deleted) or "unknown". `arrays` counts the arrays of a tree, `unclaimed` the handles in flight; `kept_in` are the
-    files of the blocks in which handles to it lie. `bytes` is the data, `file_bytes` what it takes. `reason` explains a state that
-    is not live. `guard` is None where the file has none.
+    `kind` is "array", "tree", what the store calls another object ("Lock", "Event", ...), "draft" (being made), "memory" (kept
+    warm), "handle" (its block is deleted) or "unknown". `arrays` counts the arrays of a tree, `unclaimed` the handles in flight;
+    `kept_in` are the files of the blocks in which handles to it lie. `bytes` is the data, `file_bytes` what it takes. `reason` explains
+    a state that is not live. `guard` is None where the file has none.
     """
 
     file: str

@@ -388,7 +388,8 @@ def test_words_are_written_whole(store: sa.Store) -> None:
     held = store.zeros(1, "u8")
     memory = held.base.base.obj  # type: ignore[union-attr]
     assert isinstance(memory, segments.Segment)
-    patterns = (0, (1 << 64) - 1)
+    patterns = (0x5555_5555_5555_5555, 0xAAAA_AAAA_AAAA_AAAA)  # neither is what memory is cleared with
+    words.store(memory, 0, patterns[0])
     pid = os.fork()
     if pid == 0:
         while True:

@@ -25,6 +25,7 @@ ALSO = {
     "PoisonedError": (RuntimeError,),
     "StoreFullError": (MemoryError,),
     "DTypeError": (TypeError,),
+    "FileFormatError": (ValueError,),
     "ArrayNameError": (ValueError,),
     "ShapeError": (ValueError,),
     "CorruptBlockError": (OSError,),

@@ -1,0 +1,374 @@
+"""Memory of freed arrays is used again by the owner, and only when nobody can see it any more."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import shmarray as sa
+from shmarray import warm
+from shmarray._os import flocks, segments
+from tests.helpers.leaks import SHM
+from tests.helpers.processes import Child, reap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+N = 1000
+
+pytestmark = pytest.mark.core
+
+
+@pytest.fixture(autouse=True)
+def _small_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "SMALLEST", 4096)
+
+
+@pytest.fixture
+def store() -> Iterator[sa.Store]:
+    """A store that keeps some memory warm."""
+    with sa.Store(warm=1 << 20) as opened:
+        yield opened
+
+
+def file_of(array: sa.SharedArray) -> int:
+    """Inode of the file in which an array lies."""
+    assert array.block_name is not None
+    return os.stat(os.path.join(SHM, array.block_name)).st_ino
+
+
+def kept(store: sa.Store) -> list[str]:
+    """Names of the files kept warm, from outside."""
+    prefix = f"shmarray.{os.geteuid()}.{store.id}.w."
+    return [entry for entry in os.listdir(SHM) if entry.startswith(prefix)]
+
+
+def freed_anonymous(store: sa.Store) -> int:
+    """Make and drop an anonymous array of ones."""
+    array = store.ones(N)
+    file = file_of(array)
+    del array
+    return file
+
+
+def deleted_in_use(store: sa.Store) -> int:
+    """Delete a named array, then drop it."""
+    array = store.ones(N, name="x")
+    file = file_of(array)
+    del store["x"]
+    assert "x" not in store
+    assert array.sum() == N
+    del array
+    return file
+
+
+def unlinked(store: sa.Store) -> int:
+    """Make an array in a scope of its own, which deletes it."""
+    with store.ones(N, name="x") as array:
+        file = file_of(array)
+    del array
+    return file
+
+
+def tree(store: sa.Store) -> int:
+    """Put and drop a structure of arrays."""
+    made = store.put({"a": np.ones(N), "b": np.ones(N)})
+    file = file_of(made["a"])
+    del made
+    return file
+
+
+def replaced(store: sa.Store, value: np.ndarray) -> sa.SharedArray:
+    """Publish an array under a name that has another."""
+    store["y"] = np.zeros(3)
+    store["y"] = value
+    array: sa.SharedArray = store["y"]
+    return array
+
+
+@pytest.mark.parametrize("free", [freed_anonymous, deleted_in_use, unlinked])
+@pytest.mark.parametrize(
+    "make", ["zeros", "empty", "full", "put", "put in F order", "put with gaps", "named", "replace"]
+)
+def test_a_freed_array_makes_room_for_the_next(store: sa.Store, free: Callable[[sa.Store], int], make: str) -> None:
+    """The same file, with the new array's contents, whatever way it is made; nothing more is there than before."""
+    file = free(store)
+    assert len(kept(store)) == 1
+    assert store.stats().warm > 0
+    source = np.arange(N, dtype="f8").reshape(20, 50)
+    gaps = np.arange(2 * N, dtype="f8").reshape(40, 50)[::2]
+    ways: dict[str, tuple[Callable[[], Any], Any]] = {
+        "zeros": (lambda: store.zeros(N), np.zeros(N)),
+        "empty": (lambda: store.empty(N), np.ones(N)),
+        "full": (lambda: store.full(N, 3.0), np.full(N, 3.0)),
+        "put": (lambda: store.put(source), source),
+        "put in F order": (lambda: store.put(source.T), source.T),
+        "put with gaps": (lambda: store.put(gaps), gaps),
+        "named": (lambda: store.put(source, name="y"), source),
+        "replace": (lambda: replaced(store, source), source),
+    }
+    act, expected = ways[make]
+    array = act()
+    assert file_of(array) == file
+    assert kept(store) == []
+    assert np.array_equal(array, expected)
+    assert store.check() == []
+    assert pickle.loads(pickle.dumps(array)).tolist() == expected.tolist()
+
+
+def test_a_tree_is_kept_like_an_array(store: sa.Store) -> None:
+    """All of its block, for another tree, whose gaps do not matter."""
+    file = tree(store)
+    again = store.put([np.zeros(N), np.arange(N)])
+    assert file_of(again[0]) == file
+    assert (again[0].sum(), again[1].tolist()) == (0, list(range(N)))
+
+
+def test_what_was_freed_last_is_used_first(store: sa.Store) -> None:
+    """It is still in the processor's cache."""
+    arrays = [store.zeros(N) for _ in range(3)]
+    files = [file_of(array) for array in arrays]
+    while arrays:
+        del arrays[0]
+    arrays = [store.zeros(N) for _ in range(3)]
+    assert [file_of(array) for array in arrays] == files[::-1]
+
+
+def test_a_file_is_used_for_what_nearly_fills_it(store: sa.Store) -> None:
+    """Neither for what would leave much of it unused nor for what does not fit."""
+    file = freed_anonymous(store)
+    small, large = store.zeros(N // 2), store.zeros(2 * N)
+    assert file not in (file_of(small), file_of(large))
+    assert file_of(store.zeros(N - 10)) == file
+
+
+def attached_elsewhere(store: sa.Store) -> tuple[int, Callable[[], None]]:
+    """Another process maps it."""
+    array = store.ones(N)
+    file = file_of(array)
+    child = Child(
+        "import sys, pickle\nfrom tests.helpers.processes import report\n"
+        "array = pickle.loads(bytes.fromhex(input()))\nreport('attached')\ninput()\n"
+        "print(array.min(), array.max(), flush=True)\nreport('told', [float(array.min()), float(array.max())])\ninput()"
+    )
+    child.__enter__()
+    child.tell(pickle.dumps(array).hex())
+    child.wait_for("attached")
+    del array
+
+    def look() -> None:
+        child.tell()
+        assert child.wait_for("told") == [1, 1]
+        child.__exit__()
+
+    return file, look
+
+
+def in_flight(store: sa.Store) -> tuple[int, Callable[[], None]]:
+    """A handle to it was pickled and not loaded."""
+    array = store.ones(N)
+    file, handle = file_of(array), pickle.dumps(array)
+    del array
+    return file, lambda: np.testing.assert_array_equal(pickle.loads(handle), np.ones(N))
+
+
+def crossed_a_fork(store: sa.Store) -> tuple[int, Callable[[], None]]:
+    """A forked child has the mapping, on one lock with its parent."""
+    array = store.ones(N)
+    file = file_of(array)
+    go, told = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(go[0], 1)
+        os.write(told[1], bytes([int(array.min()), int(array.max())]))
+        os._exit(0)
+    del array
+
+    def look() -> None:
+        os.write(go[1], b"!")
+        assert os.read(told[0], 2) == b"\1\1"
+        assert reap(pid) == 0
+        for end in (*go, *told):
+            os.close(end)
+
+    return file, look
+
+
+def made_across_a_fork(store: sa.Store) -> tuple[int, Callable[[], None]]:
+    """It was used again before, and the child has its mapping all the same."""
+    freed_anonymous(store)
+    return crossed_a_fork(store)
+
+
+def named_still(store: sa.Store) -> tuple[int, Callable[[], None]]:
+    """It has its name, and nobody a view."""
+    file = file_of(store.ones(N, name="x"))
+    return file, lambda: np.testing.assert_array_equal(store["x"], np.ones(N))
+
+
+@pytest.mark.parametrize("see", [attached_elsewhere, in_flight, crossed_a_fork, made_across_a_fork, named_still])
+def test_what_anyone_can_still_see_is_not_used_again(
+    store: sa.Store, see: Callable[[sa.Store], tuple[int, Callable[[], None]]]
+) -> None:
+    """New arrays lie elsewhere, and who sees the old one sees what was in it."""
+    file, look = see(store)
+    arrays = [store.zeros(N) for _ in range(3)]
+    assert file not in [file_of(array) for array in arrays]
+    for array in arrays:
+        array[:] = 7
+    look()
+    del arrays, array, look
+    assert store.check() == []
+
+
+READER = """
+import pickle
+from tests.helpers.processes import report
+array = pickle.loads(bytes.fromhex(input()))
+report("attached")
+input()
+report("seen", [float(array.min()), float(array.max())])
+del array
+report("dropped")
+input()
+"""
+
+
+@pytest.mark.parametrize("end", ["dropped", "killed"])
+def test_what_another_process_was_the_last_to_have_is_used_again(store: sa.Store, end: str) -> None:
+    """The owner hands an array on and forgets it; when the other has dropped it, or died, the memory is there for the next."""
+    array = store.ones(N)
+    file = file_of(array)
+    with Child(READER) as reader:
+        reader.tell(pickle.dumps(array).hex())
+        del array
+        assert file_of(store.full(N, 5.0)) != file  # the handle is in flight, or mapped by now
+        reader.wait_for("attached")
+        assert file_of(store.full(N, 5.0)) != file
+        if end == "killed":
+            reader.kill()
+        else:
+            reader.tell()
+            assert reader.wait_for("seen") == [1, 1]
+            reader.wait_for("dropped")
+        assert (store.stats().anonymous, store.stats().in_flight) == (0, 0)
+        again = [store.zeros(N) for _ in range(2)]
+        assert file in [file_of(array) for array in again]
+        assert not any(array.any() for array in again)
+        assert store.check() == []
+        if end == "dropped":
+            reader.tell()
+            reader.finish().expect()
+
+
+@pytest.mark.parametrize("give_up", ["trim", "bound", "close"])
+def test_what_another_process_still_has_stays_its_own_when_the_owner_keeps_no_more(give_up: str) -> None:
+    """The memory lives for as long as the other has it, and goes with it."""
+    with sa.Store(warm=1 << 20) as store, Child(READER) as reader:
+        array = store.ones(N)
+        reader.tell(pickle.dumps(array).hex())
+        reader.wait_for("attached")
+        del array
+        if give_up == "trim":
+            assert store.trim() == 0
+        elif give_up == "bound":
+            arrays = [store.zeros(130_000) for _ in range(2)]
+            del arrays
+        else:
+            store.close()
+        reader.tell()
+        assert reader.wait_for("seen") == [1, 1]
+        reader.wait_for("dropped")
+        if give_up == "trim":
+            assert store.stats().anonymous == store.stats().nbytes == 0
+        reader.tell()
+        reader.finish().expect()
+
+
+def test_a_handle_that_was_loaded_before_is_stale_afterwards(store: sa.Store) -> None:
+    """Its array was freed and the memory is another array's: it is refused, and shows nothing of that."""
+    array = store.ones(N)
+    handle = pickle.dumps(array)
+    file = file_of(array)
+    assert pickle.loads(handle).sum() == N
+    del array
+    named = store.ones(N, name="x")
+    assert file_of(named) == file
+    stale = pickle.dumps(named)
+    del store["x"], named
+    new = store.full(N, 9.0, name="x")
+    assert file_of(new) == file
+    for old in (handle, stale):
+        with pytest.raises(sa.ArrayNotFoundError):
+            pickle.loads(old)
+
+
+OWNER = """
+import pickle, sys
+import shmarray as sa
+from tests.helpers.processes import report
+store = sa.Store(warm=1 << 20)
+view = store.ones(1000, name="x") if sys.argv[1] == "name" else store.ones(1000)
+report("ready", [pickle.dumps(store).hex(), pickle.dumps(view).hex(), pickle.dumps(view).hex()])
+input()
+if sys.argv[1] == "name":
+    del store["x"]
+del view
+view = store.full(1000, 9.0)
+report("changed")
+input()
+store.close()
+"""
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("call", ["open_existing", "share", "status", "read"])
+@pytest.mark.parametrize("way", ["name", "handle"])
+def test_memory_used_again_in_the_middle_of_an_attach_is_not_taken_for_what_it_was(
+    way: str,
+    call: str,
+    before: bool,  # noqa: FBT001  a parameter of a test
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before or after a system call of an attach the owner frees the array and makes another: the old one, or none at all."""
+    with Child(OWNER, way, env={"SHMARRAY_SMALLEST_WARM": "4096"}) as owner:
+        invitation, first, second = (bytes.fromhex(text) for text in owner.wait_for("ready"))
+        store = pickle.loads(invitation)
+        array = pickle.loads(
+            first
+        )  # takes the link that was in flight: the next is refused or finds the block's own name
+        del array
+        module = flocks if call == "share" else segments
+        real = getattr(module, call)
+        turns: list[int] = []
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            turns.append(1)
+            if len(turns) == 1 and before:
+                change()
+            result = real(*args, **kwargs)
+            if len(turns) == 1 and not before:
+                change()
+            return result
+
+        def change() -> None:
+            owner.tell()
+            owner.wait_for("changed")
+
+        monkeypatch.setattr(module, call, step)
+        found: Any = None
+        try:
+            found = store["x"] if way == "name" else pickle.loads(second)
+        except sa.ArrayNotFoundError:
+            pass
+        finally:
+            monkeypatch.setattr(module, call, real)
+        assert turns
+        assert found is None or (found == 1).all()
+        del found, store
+        owner.tell()
+        owner.finish().expect()
