@@ -52,6 +52,14 @@ class Outcome:
         return self.skipped is None and self.failed is None
 
 
+def without_places(text: str) -> str:
+    """Take out of a text where things lie on this machine: a result is for others."""
+    places = {_ROOT, sys.prefix, sys.base_prefix, os.path.expanduser("~"), tempfile.gettempdir()}
+    for place in sorted(places - {"/"}, key=len, reverse=True):
+        text = text.replace(place, "...")
+    return text
+
+
 class Contender:
     """One contender's process, for one session of one case. A context manager: leaving it ends the process."""
 
@@ -127,7 +135,7 @@ class Contender:
         self._ended = True
         with self._errors:
             self._errors.seek(0)
-            self.outcome.stderr += self._errors.read().decode(errors="replace")
+            self.outcome.stderr += without_places(self._errors.read().decode(errors="replace"))
 
     def _kill(self) -> None:
         mapped = _mapped_by_session(self._process.pid)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.cases import CASES
-from benchmarks.conductor import Contender, Outcome
+from benchmarks.conductor import Contender, Outcome, without_places
 from benchmarks.measure import Aim, Measure, Scale, judge, ratio, summary
 from benchmarks.rivals import RIVALS
 from tests.helpers import leaks
@@ -233,3 +233,9 @@ def test_the_page_shows_the_committed_results_as_they_are() -> None:
                 result = json.load(file)
             assert f"benchmarks/results/{name}" in page
             assert report.markdown(result) in page
+
+
+def test_what_a_contender_complains_of_names_no_place_of_the_machine() -> None:
+    """A result file is read elsewhere: paths of the interpreter, the project and the home directory are taken out."""
+    text = f'File "{sys.prefix}/lib/site.py", line 1; {_ROOT}/benchmarks/x.py; {os.path.expanduser("~")}/y'
+    assert without_places(text) == 'File ".../lib/site.py", line 1; .../benchmarks/x.py; .../y'
