@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import mmap
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -194,27 +195,38 @@ def create(
     dense = sources is not None and all(source.flags.forc for source in sources)
     with drafts.Draft(member, total, meta, reserve=not dense, again=kind is None) as draft:
         window = draft.window
-        written = dense and window is None
-        if written and sources is not None:
-            for source, layout in zip(sources, placed, strict=True):
+        # What lies in a file is always written by system call, which says so when the file was cut off; a copy would be a SIGBUS.
+        by_call = [dense and (window is None or _is_in_file(source)) for source in sources or ()]
+        for call, source, layout in zip(by_call, sources or (), placed, strict=False):
+            if call:
                 draft.write(bytes_of(source), layout.offset)
         if keeps:
             draft.appear()
         segment = draft.map(name)
         laid_out = [(dtype, layout) for (dtype, _), layout in zip(contents, placed, strict=True)]
         segment.tag.cache["description"] = Description(name, laid_out, tree, kind)
-        if not written:
+        if not (by_call and all(by_call)):
             base = root_of(segment) if window is None else np.frombuffer(window, np.uint8)
             if window is not None and sources is None and fill is None and clear:
                 base[:total] = 0
             for index, ((dtype, _), layout) in enumerate(zip(contents, placed, strict=True)):
                 view = np.ndarray(layout.shape, dtype, base, layout.offset, layout.strides)
                 if sources is not None:
-                    np.copyto(view, sources[index], casting="no")
+                    if not by_call[index]:
+                        np.copyto(view, sources[index], casting="no")
                 elif fill is not None:
                     fill(view)
         draft.publish(segment, replace=replace)
     return segment
+
+
+def _is_in_file(array: np.ndarray[Any, Any]) -> bool:
+    """Say whether an array's memory is a mapping that is not ours: of a file, perhaps, which others can cut off."""
+    base: Any = array.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    owner = base.obj if isinstance(base, memoryview) else base
+    return isinstance(owner, mmap.mmap) and not isinstance(owner, segments.Segment)
 
 
 def bytes_of(array: np.ndarray[Any, Any]) -> memoryview:

@@ -86,9 +86,9 @@ class Memory:
 
     def is_seen(self) -> bool:
         """Take the exclusive lock; true if somebody maps it or has a handle to it, or it was removed."""
-        return not self._is_mine() or not flocks.try_exclusive(self.fd) or segments.status(self.fd).st_nlink != 1
+        return not self.is_mine() or not flocks.try_exclusive(self.fd) or segments.status(self.fd).st_nlink != 1
 
-    def _is_mine(self) -> bool:
+    def is_mine(self) -> bool:
         """Whether the descriptor is still that of the file: programs that make daemons of themselves close all numbers there are."""
         try:
             info = segments.status(self.fd)
@@ -114,7 +114,7 @@ class Memory:
 
     def close(self) -> None:
         """Close the descriptor; if the number is another file's by now, never."""
-        if self._is_mine():
+        if self.is_mine():
             self.fd.close()
         elif not self.fd.closed:
             _lost.append(self.fd)
@@ -181,7 +181,7 @@ class Pool:
 
     def _wait(self, memory: Memory) -> bool:
         """Hold the lease, which the question whether somebody sees it may have cost, while others have the block."""
-        if not flocks.try_share(memory.fd) or segments.status(memory.fd).st_nlink == 0:
+        if not memory.is_mine() or not flocks.try_share(memory.fd) or segments.status(memory.fd).st_nlink == 0:
             return False
         memory.state = "waiting"
         self._waiting.append(memory)

@@ -13,7 +13,7 @@ import shmarray as sa
 from shmarray import warm
 from shmarray._os import flocks, segments
 from tests.helpers.leaks import SHM
-from tests.helpers.processes import Child, reap
+from tests.helpers.processes import Child, reap, run_script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -305,6 +305,36 @@ def test_a_handle_that_was_loaded_before_is_stale_afterwards(store: sa.Store) ->
     for old in (handle, stale):
         with pytest.raises(sa.ArrayNotFoundError):
             pickle.loads(old)
+
+
+def test_an_array_in_a_file_that_was_cut_off_is_an_error_and_no_signal() -> None:
+    """Put into memory that is used again, as into fresh memory: `OSError`, and the store goes on."""
+    assert run_script(CUT_OFF, env={"SHMARRAY_SMALLEST_WARM": "4096"}).expect() == "OSError OSError\n"
+
+
+CUT_OFF = """
+import os
+import numpy as np
+import shmarray as sa
+np.ones(100_000).tofile("data")
+source = np.memmap("data", float, "r+")
+said = []
+with sa.Store() as store:
+    for turn in range(2):
+        if turn:
+            array = store.put(np.zeros(100_000))
+            del array
+            assert store.stats().warm
+        os.truncate("data", 4096)
+        try:
+            store.put(source)
+        except OSError as error:
+            said.append(type(error).__name__)
+        os.truncate("data", 800_000)
+    assert store.put(source)[0] == 1
+    assert store.check() == []
+print(*said)
+"""
 
 
 OWNER = """
