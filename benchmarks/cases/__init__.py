@@ -16,10 +16,11 @@ from benchmarks.cases.locks import Locking
 from benchmarks.cases.many import Many
 from benchmarks.cases.put import Put
 from benchmarks.cases.startup import Importing, Opening
+from benchmarks.cases.use import Use
 
 if TYPE_CHECKING:
     from benchmarks.cases.case import Case
 
 CASES: dict[str, type[Case]] = {
-    case.name: case for case in (Lifecycle, Put, Attach, HandOff, Locking, Deaths, Opening, Importing, Many)
+    case.name: case for case in (Lifecycle, Put, Attach, HandOff, Locking, Deaths, Opening, Importing, Many, Use)
 }

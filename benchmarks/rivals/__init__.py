@@ -55,6 +55,7 @@ RIVALS = {
         Rival("np.copyto into faulted memory", "limit", "copying", "CopyTo"),
         Rival("200 bytes over the same Pipe", "limit", "messages", "Message"),
         Rival("200 bytes by send_bytes", "limit", "messages", "Bare"),
+        Rival("a plain ndarray", "limit", "copying", "CopyTo"),
         Rival("numpy alone", "limit", "bare", "NumPyAlone"),
         Rival("a bare Python process", "limit", "bare", "BarePython"),
     )
