@@ -23,7 +23,9 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     locks, guards, guardwords   exclusive and shared access that survives its holder
     contents        what a block holds, in NumPy's terms
     drafts, deletion   a block in the making; its end on request
-    blocks, keeping, warm, blockfiles   one block from birth to unlink; its handles; its memory used again; its file
+    blocks          one block from birth to unlink
+    warm            memory of freed blocks that is used again
+    memories, keeping, blockfiles   one such file; handles; the file of a block
     founding, membership, leasing, controls   opening a store; taking part in one; its lease; reading any
     exhaustion      what to say when there is no more
     shields         keeping the cycle collector from a mapping

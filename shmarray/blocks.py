@@ -95,7 +95,7 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
         block = watch.block
         anonymous = block.key.name is None
         memory = block.cache.pop(WARM, None)
-        if memory is not None and block.member.pool.give_back(memory, block.path if anonymous else None):
+        if memory is not None and block.member.pool.give_back(memory, block.path, anonymous=anonymous):
             return
         if not anonymous:
             return

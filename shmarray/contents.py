@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import mmap
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -226,7 +225,7 @@ def _is_in_file(array: np.ndarray[Any, Any]) -> bool:
     while isinstance(base, np.ndarray):
         base = base.base
     owner = base.obj if isinstance(base, memoryview) else base
-    return isinstance(owner, mmap.mmap) and not isinstance(owner, segments.Segment)
+    return segments.is_foreign_mapping(owner)
 
 
 def bytes_of(array: np.ndarray[Any, Any]) -> memoryview:

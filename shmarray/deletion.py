@@ -32,19 +32,20 @@ def delete(segment: segments.Segment) -> bool:
         if not blocks.is_live(segment):
             return False
         # A replacer may have died between moving the name and marking this block: the name is then another's.
-        removed = blockfiles.leads_to(block.path, block.identity) and _remove_name(block)
+        pool, removed = block.member.pool, False
+        if blockfiles.leads_to(block.path, block.identity):
+            memory = None if pool is None else block.cache.get(blocks.WARM) or pool.named(block.path, block.identity)
+            removed = (memory is not None and pool.retire(memory, block.path)) or segments.unlink(block.path)
+        else:
+            memory = None
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
+        if memory is not None:
+            pool.moved(memory)
     finally:
         block.member.changed(section)
     if block.key.name is None:
         _drop_claims(block.member, f"{names.IN_FLIGHT}{block.key.block:016x}.")
     return removed
-
-
-def _remove_name(block: blocks.Block) -> bool:
-    """Remove the name of a live block, or, where its memory may be used again, move it aside."""
-    memory = block.cache.get(blocks.WARM)
-    return (memory is not None and block.member.pool.retire(memory, block.path)) or segments.unlink(block.path)
 
 
 def delete_name(member: Membership, name: str) -> bool:
@@ -65,8 +66,13 @@ def delete_name(member: Membership, name: str) -> bool:
             except OSError:
                 raise error from None
         try:
-            segments.unlink(path)
+            pool = member.pool
+            memory = None if pool is None else pool.named(path, blockfiles.identity_of(segments.status(fd)))
+            if memory is None or not pool.retire(memory, path):
+                segments.unlink(path)
             blockfiles.mark_deleted(fd)
+            if memory is not None:
+                pool.moved(memory)
         finally:
             fd.close()
     finally:

@@ -13,7 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Self
 
-from shmarray import blockfiles, blocks, exhaustion, reaper, warm
+from shmarray import blockfiles, blocks, exhaustion, memories, reaper
 from shmarray._format import control as layout
 from shmarray._format import guard, names
 from shmarray._format import header as form
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from shmarray.membership import Membership
+    from shmarray.warm import Pool
 
 _GUARDS = {"multiprocessing": guard.pack(guard.PLAIN, mutexes.fresh_semaphore())}
 if not mutexes.NOT_ROBUST:
@@ -57,14 +58,14 @@ class Draft:
         self.block_id = int.from_bytes(os.urandom(8), "little")
         self.window: segments.Segment | None = None
         """Memory that was used before, through which it is to be filled: what is in it is still the last block's data."""
-        self._memory: warm.Memory | None = None
+        self._memory: memories.Memory | None = None
         self._published = False
-        pool: warm.Pool | None = member.pool
+        pool: Pool | None = member.pool
         if again and pool is not None and pool.takes(self.size):
             memory = pool.take(self.size)
             if memory is None or not self._begin_again(memory):
                 self._begin(reserve=reserve)
-                self._memory = warm.Memory(self.fd, self.size)
+                self._memory = memories.Memory(self.fd, self.size)
         else:
             self._begin(reserve=reserve)
 
@@ -93,7 +94,7 @@ class Draft:
                 self._abandon()
                 raise
 
-    def _begin_again(self, memory: warm.Memory) -> bool:
+    def _begin_again(self, memory: memories.Memory) -> bool:
         """Take over memory that nobody else can see: it is exclusively locked until its header is another. False if it was removed."""
         self._memory, self.fd, self.size = memory, memory.fd, memory.size
         self.temporary, memory.path = memory.path, None
@@ -237,13 +238,20 @@ class Draft:
                 old = segments.open_existing(path)
             except OSError:
                 old = None  # not there, or nothing of ours: the move tells
+            pool, memory = self.member.pool, None
             try:
+                if old is not None and pool is not None:
+                    memory = pool.named(path, blockfiles.identity_of(segments.status(old)))
+                    if memory is not None and not pool.keep_beside(memory, path):
+                        memory = None
                 try:
                     segments.replace(temporary, path)
                 except (IsADirectoryError, PermissionError) as error:
                     raise blockfiles.corrupt(path, os.strerror(error.errno or 0)) from None
                 if old is not None:
                     blockfiles.mark_deleted(old)
+                if memory is not None:
+                    pool.moved(memory)
             finally:
                 if old is not None:
                     old.close()

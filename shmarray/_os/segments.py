@@ -98,6 +98,11 @@ def _is_ours(fd: int) -> bool:
 os.register_at_fork(before=_note_threads, after_in_child=_close_of_other_threads)
 
 
+def is_foreign_mapping(thing: object) -> bool:
+    """Say whether that is a mapping which is not one of ours: of any file, which others may cut off."""
+    return isinstance(thing, mmap.mmap) and not isinstance(thing, Segment)
+
+
 class Segment(mmap.mmap):
     """A shared mapping that holds no descriptor; `tag` is its user's. C code unmaps it when the last reference dies.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 N = 1000
-FILES = ("warm.py", "drafts.py", "deletion.py", "blocks.py")
+FILES = ("warm.py", "memories.py", "drafts.py", "deletion.py", "blocks.py")
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,17 @@ def give_up(store: sa.Store) -> None:
     store.trim()
 
 
-DEEDS: tuple[Callable[[sa.Store], None], ...] = (free, delete, make, give_up)
+def publish(store: sa.Store) -> None:
+    """Publish under a name that has an array."""
+    store["p"] = np.full(N, 4.0)
+
+
+def forget(store: sa.Store) -> None:
+    """Delete by name what nobody has."""
+    del store["p"]
+
+
+DEEDS: tuple[Callable[[sa.Store], None], ...] = (free, delete, make, publish, forget, give_up)
 
 
 def prepared(deed: Callable[[sa.Store], None]) -> sa.Store:
@@ -67,7 +77,8 @@ def prepared(deed: Callable[[sa.Store], None]) -> sa.Store:
     store.kept = store.full(N, 7.0, name="kept")  # type: ignore[attr-defined]  # kept with it
     store.arrays = [store.ones(N)]  # type: ignore[attr-defined]
     store.named = [store.ones(N, name="x")]  # type: ignore[attr-defined]
-    if deed in (make, give_up):
+    store["p"] = np.full(N, 1.0)
+    if deed in (make, publish, give_up):
         free(store)
         delete(store)
     return store
