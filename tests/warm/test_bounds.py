@@ -258,7 +258,8 @@ def test_no_fork_in_a_storm_of_threads_gives_memory_in_use_away() -> None:
 
 
 STORM = """
-import os, threading
+import os, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of forks in a program with threads: they are what this is about
 import numpy as np
 import shmarray as sa
 stop = threading.Event()
