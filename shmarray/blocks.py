@@ -20,8 +20,10 @@ With a capacity the draft has a temporary name `t.`, so that a count of the dire
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from shmarray import blockfiles, exhaustion, keeping, reaper
@@ -66,15 +68,20 @@ class _Watch(weakref.ref[segments.Segment]):
     Other named blocks need no call: a callback in Python is a place where an exception of a signal handler is lost.
     """
 
-    __slots__ = ("block",)
+    __slots__ = ("block", "then")
+
+    then: weakref.ref[segments.Segment]
 
     def __new__(cls, segment: segments.Segment, block: Block) -> Self:  # noqa: ARG004  as __init__
-        """Watch `segment`."""
-        return super().__new__(cls, segment, _unmapped)
+        """Watch `segment`. What is registered last is called first: a call into C, which no signal handler's exception can come before."""
+        then = weakref.ref(segment, settle)
+        self = super().__new__(cls, segment, _ended.append)
+        self.then = then
+        return self
 
     def __init__(self, segment: segments.Segment, block: Block) -> None:
         """Keep what the last look needs."""
-        super().__init__(segment, _unmapped)  # type: ignore[call-arg]  # the callback goes to both, see weakref.KeyedRef
+        super().__init__(segment, _ended.append)  # type: ignore[call-arg]  # the callback goes to both, see weakref.KeyedRef
         self.block = block
 
 
@@ -82,11 +89,28 @@ _attached: dict[tuple[int, int], weakref.ref[segments.Segment]] = {}
 # By store and name, what had the name when this process last looked: to be compared with what has it now.
 _named: dict[tuple[int, str], weakref.ref[segments.Segment]] = {}
 _pins: dict[int, _Watch] = {}
+_ended: deque[weakref.ref[segments.Segment]] = deque()
+_pop = deque[weakref.ref[segments.Segment]].popleft
+"""Watches of blocks that were unmapped, until that has been seen to."""
 _tidy_at = [256]
 
 
+def settle(_: object = None) -> None:
+    """See to all blocks that were unmapped: that which has just been, and those where an exception of a signal handler came between."""
+    while _ended:
+        mine: list[weakref.ref[segments.Segment]] = []
+        try:
+            with contextlib.suppress(IndexError):
+                mine.extend(map(_pop, (_ended,)))  # one call into C: it is in one of the two at each moment
+            for watch in mine:
+                _unmapped(watch)
+        except BaseException:
+            _ended.extend(mine)
+            raise
+
+
 def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
-    """Run when an anonymous block was unmapped, at any moment, in any thread: system calls only, never raises, never waits."""
+    """Run after an anonymous block was unmapped, at any moment, in any thread: system calls only, never raises, never waits."""
     _pins.pop(id(watch), None)
     if isinstance(watch, _Watch):
         key = watch.block.key

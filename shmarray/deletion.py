@@ -99,6 +99,7 @@ def release_unclaimed(member: Membership) -> int:
     """Remove every link in flight, then the anonymous blocks that nobody maps; returns how many links."""
     hold = member.require_open()
     removed = _drop_claims(member, names.IN_FLIGHT, kept=False)
+    blocks.settle()
     if member.pool is not None:
         member.pool.settle()
     reaper.remove_unheld(member.control.directory, member.key)

@@ -9,9 +9,10 @@ Must not know: NumPy, dtypes, what a description says.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from shmarray import blockfiles, blocks, exhaustion, memories, reaper
 from shmarray._format import control as layout
@@ -22,7 +23,7 @@ from shmarray._os import flocks, mutexes, processes, segments, words
 from shmarray.errors import ArrayExistsError, GuardError, StoreFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from shmarray.membership import Membership
@@ -50,6 +51,7 @@ class Draft:
         self._hold = member.require_open()
         if member.control.guard not in _GUARDS:
             raise _no_guard(member)
+        blocks.settle()
         reaper.settle()
         self.member = member
         self.nbytes = nbytes
@@ -65,18 +67,23 @@ class Draft:
             memory = pool.take(self.size)
             if memory is None or not self._begin_again(memory):
                 self._begin(reserve=reserve)
-                self._memory = memories.Memory(self.fd, self.size)
+                if pool.has_room():
+                    self._memory = memories.Memory(self.fd, self.size)
         else:
             self._begin(reserve=reserve)
 
     def _begin(self, *, reserve: bool) -> None:
         """Reserve fresh memory; what is kept warm is given back before there is said to be no more."""
+        self._with_what_is_kept(functools.partial(self._reserve, reserve=reserve))
+
+    def _with_what_is_kept(self, step: Callable[[], None]) -> None:
+        """Do what needs memory; if there is not enough, once more without what is kept warm."""
         try:
-            self._reserve(reserve=reserve)
+            step()
         except StoreFullError:
             if self.member.pool is None or not self.member.pool.trim():
                 raise
-            self._reserve(reserve=reserve)
+            step()
 
     def _reserve(self, *, reserve: bool) -> None:
         directory, capacity = self.member.control.directory, self.member.control.capacity
@@ -95,7 +102,10 @@ class Draft:
                 raise
 
     def _begin_again(self, memory: memories.Memory) -> bool:
-        """Take over memory that nobody else can see: it is exclusively locked until its header is another. False if it was removed."""
+        """Take over memory that nobody else can see: it is exclusively locked until its header is another.
+
+        False if it was removed, or cannot be mapped: fresh memory then, or an error that says what there is not enough of.
+        """
         self._memory, self.fd, self.size = memory, memory.fd, memory.size
         self.temporary, memory.path = memory.path, None
         try:
@@ -105,10 +115,12 @@ class Draft:
                 self.window = memory.open_window()
                 self._reserved = True
                 return True
+            self._abandon()  # a janitor came between the two locks
+        except OSError:
+            self._abandon()
         except BaseException:
             self._abandon()
             raise
-        self._abandon()  # a janitor came between the two locks
         self._memory = None
         self.size = form.file_size(self.nbytes, len(self.meta))
         return False
@@ -143,14 +155,11 @@ class Draft:
 
     def write(self, data: memoryview, offset: int = 0) -> None:
         """Copy bytes into the block; a full file system is `StoreFullError`, also where nothing was reserved."""
-        try:
-            with exhaustion.explained(self.member.control.directory, self.size):
-                segments.write(self.fd, data, offset)
-        except StoreFullError:
-            if self.member.pool is None or not self.member.pool.trim():
-                raise
-            with exhaustion.explained(self.member.control.directory, self.size):
-                segments.write(self.fd, data, offset)
+        self._with_what_is_kept(functools.partial(self._explained, segments.write, self.fd, data, offset))
+
+    def _explained(self, call: Callable[..., None], *args: Any) -> None:
+        with exhaustion.explained(self.member.control.directory, self.size):
+            call(*args)
 
     def _write_header(self) -> None:
         """Say what the block is; its state is live, and nobody can know of it before it is published."""
@@ -173,10 +182,11 @@ class Draft:
         """Write the header, where there is none yet, and map the block."""
         key = BlockKey(self.member.key.uid, self.member.key.store, self.block_id, name, None)
         path = self.member.block_prefix + key.entry
+        if not self._reserved:
+            # The data were written, which reserves; only what lies behind them is missing.
+            rest = self.size - self.nbytes
+            self._with_what_is_kept(functools.partial(self._explained, segments.reserve, self.fd, self.nbytes, rest))
         with exhaustion.explained(self.member.control.directory, self.size):
-            if not self._reserved:
-                # The data were written, which reserves; only what lies behind them is missing.
-                segments.reserve(self.fd, self.nbytes, self.size - self.nbytes)
             if self.window is None:
                 self._write_header()
             segment = segments.map_shared(self.fd, self.size)
@@ -259,12 +269,13 @@ class Draft:
             self.member.changed(section)
 
     def _abandon(self) -> None:
-        if self._memory is not None:
-            self._memory.let_go()
         if self.temporary is not None:
             segments.unlink(self.temporary)
             self.temporary = None
-        self.fd.close()
+        if self._memory is not None:
+            self._memory.let_go()  # closes the descriptor, and never another's
+        else:
+            self.fd.close()
 
     def __enter__(self) -> Self:
         """Begin to fill."""
@@ -276,7 +287,7 @@ class Draft:
         """Close the descriptor, unless the memory is to be used again: the mapping holds the lease. What was not published is gone."""
         if self._published and self._memory is not None:
             self._memory.state = "live"
-            if not self._memory.crossed:
+            if not self._memory.has_crossed():
                 return
         self._abandon()
 

@@ -4,25 +4,33 @@ Owns: the descriptor that keeps the file of such a block open, which lock it has
 Must not know: which blocks there are, how much is kept (`warm`).
 
 A mapping that crosses a fork is on one lock with the child: the kernel could not tell whether the child still has it. So what is in use
-at a fork is never used again.
+at a fork is never used again. That must hold even if a signal handler raises in the midst of the hooks, for the fork goes on then.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import ctypes
+import functools
+import sys
 import threading
 import weakref
 
 from shmarray._os import flocks, processes, segments
 
 _all: dict[int, weakref.ref[Memory]] = {}
-_forking = [0]
-_lost: list[segments.Descriptor] = []
+# An entry for each fork under way; and what a memory that has crossed none since it was mapped shares with the list. Forks change both
+# by calls into C alone, which no exception of a signal handler can come before.
+_forking: list[None] = []
+_era: list[object] = []
+_UNSEEN = 3  # references to a window: its memory's, a local one, an argument
 
 
 class Memory:
     """One file that may be used again. `window` is this process's own mapping of it, through which it is filled."""
 
-    __slots__ = ("__weakref__", "crossed", "fd", "identity", "maker", "own_path", "path", "size", "state", "window")
+    __slots__ = ("__weakref__", "_era", "fd", "identity", "maker", "own_path", "path", "size", "state", "window")
 
     def __init__(self, fd: segments.Descriptor, size: int) -> None:
         """Begin with the file of a draft, the lease of which `fd` has."""
@@ -33,27 +41,36 @@ class Memory:
         self.path: str | None = None  # its name, while that is not the block's
         self.own_path: str | None = None  # the name of an anonymous block that is not mapped here any more
         self.window: segments.Segment | None = None
-        self.crossed = False  # a fork may have given it to a child
-        segments.keep_open(fd)
-        self.make()
+        self._begin()
         number = id(self)
-        _all[number] = weakref.ref(self, lambda _: _all.pop(number, None))
-        self._look_out()
+        _all[number] = weakref.ref(self, functools.partial(_close, fd, self.identity, number))
+        segments.keep_open(fd)  # only now: from here on nobody else closes it in a child
 
-    def make(self) -> None:
-        """Note that this thread is making a block of it."""
+    def _begin(self) -> None:
+        """Before it is mapped by this thread: what crosses a fork from now on does so with the mapping."""
+        era = next(iter(list(_era)), None)
+        if era is None:
+            era = object()  # never one that was there before: a fork may have ended it just now
+            _era.append(era)
+        self._era = era
+        self.hold()
+
+    def hold(self) -> None:
+        """Note that this thread is at work on it: another one that forks does not close it."""
         self.state, self.maker = "making", threading.get_ident()
 
-    def _look_out(self) -> None:
-        """After it can be seen by `_before_fork`: the flag is set before that looks, so one of the two sees the other."""
-        if _forking[0]:
-            self.crossed = True
+    def has_crossed(self) -> bool:
+        """Whether it cannot be used again, for a fork may have given it to a child."""
+        return next(iter(list(_era)), None) is not self._era
+
+    def is_lost(self) -> bool:
+        """Whether that is so while it is in use here; what was unmapped before a fork is not the child's."""
+        return self.state == "live" and self.has_crossed()
 
     def taken(self) -> bool:
         """Begin to use it again; false if that cannot be."""
-        self.make()
-        self._look_out()
-        return not self.crossed and not self.is_seen()
+        self._begin()
+        return not _forking and not self.is_seen()
 
     def is_seen(self) -> bool:
         """Take the exclusive lock; true if somebody maps it or has a handle to it, or it was removed."""
@@ -61,11 +78,7 @@ class Memory:
 
     def is_mine(self) -> bool:
         """Whether the descriptor is still that of the file: programs that make daemons of themselves close all numbers there are."""
-        try:
-            info = segments.status(self.fd)
-        except (OSError, ValueError):  # ValueError: closed by a fork in another thread
-            return False
-        return (info.st_dev, info.st_ino) == self.identity
+        return _leads_to(self.fd, self.identity)
 
     def open_window(self) -> segments.Segment:
         """Map it for filling; the first time that touches every page, later ones find it mapped."""
@@ -73,6 +86,10 @@ class Memory:
         if window is None:
             window = self.window = segments.map_shared(self.fd, self.size, populate=True)
         return window
+
+    def is_viewed(self) -> bool:
+        """Whether there is still a view of the window: who was given one to fill the block may have kept it."""
+        return (window := self.window) is not None and sys.getrefcount(window) > _UNSEEN
 
     def is_there(self) -> bool:
         """Whether the file still has a name."""
@@ -83,7 +100,7 @@ class Memory:
 
     def let_go(self) -> None:
         """Stop keeping it. What is left of it is a block like any other, or nothing."""
-        self.crossed = True
+        self._era = object()
         self.window = None
         path, self.path = self.path, None
         if path is not None:
@@ -92,10 +109,24 @@ class Memory:
 
     def close(self) -> None:
         """Close the descriptor; if the number is another file's by now, never."""
-        if self.is_mine():
-            self.fd.close()
-        elif not self.fd.closed:
-            _lost.append(self.fd)
+        _close(self.fd, self.identity)
+
+
+def _leads_to(fd: segments.Descriptor, identity: tuple[int, int]) -> bool:
+    try:
+        info = segments.status(fd)
+    except (OSError, ValueError):  # ValueError: closed by a fork in another thread
+        return False
+    return (info.st_dev, info.st_ino) == identity
+
+
+def _close(fd: segments.Descriptor, identity: tuple[int, int], number: int = 0, _: object = None) -> None:
+    """Close the descriptor of a memory, which may have gone: by an exception, and without having been let go of."""
+    _all.pop(number, None)
+    if _leads_to(fd, identity):
+        fd.close()
+    elif not fd.closed:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(fd))  # its destructor would close the number, whosever that is now
 
 
 def count() -> int:
@@ -105,7 +136,7 @@ def count() -> int:
 
 def is_forking() -> bool:
     """Whether a fork is under way: until it is over nothing is kept and nothing is used again, for other threads go on."""
-    return _forking[0] > 0
+    return bool(_forking)
 
 
 def _known() -> list[Memory]:
@@ -113,35 +144,30 @@ def _known() -> list[Memory]:
 
 
 def _before_fork() -> None:
-    """What is mapped now will be the child's too, on one lock with this process: it is never used again.
+    """Close what a child has no use for: its copies would keep the memory as long as it lives.
 
-    Windows are closed: a child's copy of one would keep the memory as long as the child lives. Until the fork is over nothing is kept
-    and nothing is used again, for other threads go on until then.
+    What is mapped now will be the child's too, on one lock with this process: it is never used again, also if this is interrupted.
     """
-    _forking[0] += 1
     for memory in _known():
         memory.window = None
-        if memory.state in ("making", "live"):
-            memory.crossed = True
+        # Looked at after `_forking` was lengthened: who is about to give it back has either held it before, or sees that and keeps nothing.
         if memory.state == "live":
-            try:
+            with contextlib.suppress(OSError):  # its name stays, a sweep removes it
                 memory.let_go()
-            except OSError:
-                continue  # its name stays, a sweep removes it
 
 
-def _after_in_parent() -> None:
-    _forking[0] -= 1
-
-
-def _after_in_child() -> None:
-    """Close what is kept, which is the parent's: all but the draft of the thread that forked, which goes on here."""
-    _forking[0] = 0
+def _close_all() -> None:
+    """Close, in a child, what is the parent's, but for the draft of this thread, which goes on; at exit, while one can ask whose it is."""
     me = threading.get_ident()
     for memory in _known():
         if memory.state != "making" or memory.maker != me:
             memory.close()
 
 
-processes.around_fork(_before_fork, _after_in_parent)
-processes.after_fork_in_child(_after_in_child)
+# Before a fork what is registered last runs first, after it what is registered first. While one is under way nothing is kept and nothing
+# used again, for other threads go on; and what they have mapped meanwhile is of the era that ends with it.
+processes.around_fork(_before_fork, _era.clear)
+processes.around_fork(functools.partial(_forking.append, None), _forking.pop)
+processes.after_fork_in_child(_forking.clear)
+processes.after_fork_in_child(_close_all)
+atexit.register(_close_all)

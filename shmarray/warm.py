@@ -23,6 +23,7 @@ Must not know: NumPy, what is in a block, how a block gets its header.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,13 @@ class Pool:
 
     def takes(self, size: int) -> bool:
         """Say whether a block of that size is to be one whose memory can be used again."""
-        return SMALLEST <= size <= self.limit and memories.count() < MOST and self._is_here()
+        return SMALLEST <= size <= self.limit and self._is_here()
+
+    def has_room(self) -> bool:
+        """Say whether one file more can be kept; what was freed first, and was of no use just now, makes room for it."""
+        if memories.count() >= MOST:
+            self._drop_first(self._free)
+        return memories.count() < MOST
 
     def take(self, size: int) -> Memory | None:
         """Give the memory freed last that fits, exclusively locked: the proof that nobody sees it. None if there is none."""
@@ -83,11 +90,14 @@ class Pool:
 
     def retire(self, memory: Memory, path: str) -> bool:
         """Instead of unlinking the name of a block, move it aside. False if its memory cannot be used again."""
-        if memory.crossed or not self._is_here():
+        if memory.is_lost() or not self._is_here():
             return False
         aside = self._aside()
-        segments.replace(path, aside)
-        memory.path = aside
+        try:
+            segments.replace(path, aside)
+        except FileNotFoundError:
+            return False  # another thread has closed the store
+        self._has_moved(memory, aside)
         if self._named.get(path) is memory:
             del self._named[path]
             memory.state = "moved"
@@ -95,12 +105,20 @@ class Pool:
 
     def keep_beside(self, memory: Memory, path: str) -> bool:
         """Before a name is moved to another block: give the memory of the one that has it a name of its own. False as `retire`."""
-        if memory.crossed or not self._is_here() or self._named.pop(path, None) is not memory:
+        if not self._is_here() or self._named.pop(path, None) is not memory:
             return False
         aside = self._aside()
         segments.link(path, aside)
-        memory.path, memory.state = aside, "moved"
+        memory.state = "moved"
+        self._has_moved(memory, aside)
         return True
+
+    def _has_moved(self, memory: Memory, aside: str) -> None:
+        """Note the new name; whoever let go of it, or swept the store, may have looked before that was there."""
+        memory.path = aside
+        if memory.is_lost() or not self._open:
+            memory.path = None
+            segments.unlink(aside)
 
     def moved(self, memory: Memory) -> None:
         """After a named block was marked deleted whose name was moved aside: use its memory when nobody sees it.
@@ -108,9 +126,7 @@ class Pool:
         Not before: marking is writing to the file, which could be another block's by then.
         """
         if memory.state == "moved":
-            memory.state = "waiting"
-            self._waiting.append(memory)
-            self._shrink(self.limit)
+            self._append(self._waiting, memory, "waiting")
 
     def named(self, path: str, identity: tuple[int, int]) -> Memory | None:
         """Give the memory of a named block that this process made and has no view of; `identity` is that of the file of that name."""
@@ -122,17 +138,19 @@ class Pool:
 
         The lease is kept of an anonymous block until others have gone, and of a named one until the name goes.
         """
+        memory.hold()
         try:
-            if not memory.crossed and self._is_here():
+            if not memory.has_crossed() and self._is_here():
                 if memory.path is None and not anonymous:
                     return self._keep_named(memory, path)
                 memory.own_path = path if memory.path is None else None
                 if self._keep_or_wait(memory):
                     return True
-            if self._owner == os.getpid():
-                memory.let_go()
         except (OSError, ValueError):
-            return False  # the store was swept, or a fork in another thread closed it
+            pass  # the store was swept, or a fork in another thread closed it
+        if self._owner == os.getpid():
+            with contextlib.suppress(OSError):
+                memory.let_go()
         return False
 
     def _keep_named(self, memory: Memory, path: str) -> bool:
@@ -145,6 +163,8 @@ class Pool:
             oldest = next(iter(list(self._named)), "")
             if (kept := self._named.pop(oldest, None)) is not None:
                 kept.let_go()
+        if not self._open:
+            self._forget(path, memory)
         return True
 
     def _keep_or_wait(self, memory: Memory) -> bool:
@@ -154,25 +174,35 @@ class Pool:
         """Hold the lease, which the question whether somebody sees it may have cost, while others have the block."""
         if not memory.is_mine() or not flocks.try_share(memory.fd) or segments.status(memory.fd).st_nlink == 0:
             return False
-        memory.state = "waiting"
-        self._waiting.append(memory)
-        self._shrink(self.limit)
+        self._append(self._waiting, memory, "waiting")
         return True
+
+    def _append(self, kept: list[Memory], memory: Memory, state: str) -> None:
+        """Keep it, within the bound; nothing at all if another thread has closed the store meanwhile."""
+        memory.state = state
+        kept.append(memory)
+        self._shrink(self.limit if self._open else 0)
 
     def settle(self) -> None:
         """Ask again about what others had when this process let go of it, and let go of what others deleted. Raises nothing."""
-        for path, memory in list(self._named.items()):
-            if not memory.is_there() and self._named.get(path) is memory:
-                del self._named[path]
-                memory.let_go()
+        if self._owner != os.getpid():
+            return
+        for path in list(self._named):  # keys alone: making tuples may start the collector, and with it `give_back`
+            memory = self._named.get(path)
+            if memory is not None and not memory.is_there():
+                self._forget(path, memory)
         for memory in list(self._waiting):
             if _remove(self._waiting, memory):
                 try:
-                    settled = not memory.crossed and self._keep_or_wait(memory)
+                    settled = self._keep_or_wait(memory)
                 except (OSError, ValueError):
                     settled = False
                 if not settled:
                     self._drop(memory)
+
+    def _forget(self, path: str, memory: Memory) -> None:
+        if self._named.pop(path, None) is memory:
+            memory.let_go()
 
     def _drop(self, memory: Memory) -> None:
         """Let go of what others may still have: if they have not, this process was the last."""
@@ -183,37 +213,30 @@ class Pool:
     def _keep(self, memory: Memory) -> bool:
         """Keep what nobody else sees, exclusively locked."""
         path = memory.own_path
-        if memory.path is None and (path is None or not self.retire(memory, path)):
+        if memory.is_viewed() or (memory.path is None and (path is None or not self.retire(memory, path))):
             return False
         memory.own_path = None
         # Before the lease is shared again: who opened it as the block it was must find that out.
         segments.write(memory.fd, form.DELETED.to_bytes(8, "little"), form.state_offset(memory.size))
         if not flocks.try_share(memory.fd) or segments.status(memory.fd).st_nlink != 1:
             return False  # a janitor came between
-        memory.state = "free"
-        self._free.append(memory)
-        self._shrink(self.limit)
-        if not self._open:
-            self.trim()  # closed meanwhile
+        self._append(self._free, memory, "free")
         return True
 
-    def free(self) -> int:
-        """How many bytes are kept and free."""
-        return sum(memory.size for memory in list(self._free))
-
     def trim(self) -> int:
-        """Give all free memory back to the system; returns how many bytes."""
+        """Give all free memory back to the system; returns how many bytes. In a forked child there is none: it is the parent's."""
+        if self._owner != os.getpid():
+            return 0
         self.settle()
-        for path, memory in list(self._named.items()):
-            if self._named.pop(path, None) is memory:
-                memory.let_go()
+        for path in list(self._named):
+            if (memory := self._named.get(path)) is not None:
+                self._forget(path, memory)
         return self._shrink(0)
 
     def close(self) -> None:
         """Keep nothing any more."""
         self._open = False
-        if self._owner == os.getpid():
-            self.trim()
+        self.trim()
 
     def _aside(self) -> str:
         return f"{self._prefix}{names.WARM}{os.urandom(8).hex()}"
@@ -221,16 +244,22 @@ class Pool:
     def _shrink(self, limit: int) -> int:
         """Let go of what was freed first, then of what others have, until the rest is within the limit; returns what was free."""
         given = 0
-        while len(self._waiting) > _MOST_WAITING and _remove(self._waiting, oldest := self._waiting[0]):
-            self._drop(oldest)
-        while self.free() + sum(memory.size for memory in list(self._waiting)) > limit:
-            for kept in (self._free, self._waiting):
-                memory = next(iter(list(kept)), None)
-                if memory is not None and _remove(kept, memory):
-                    given += memory.size if kept is self._free else 0
-                    self._drop(memory)
-                    break
+        while len(self._waiting) > _MOST_WAITING:
+            self._drop_first(self._waiting)
+        while sum(memory.size for memory in self._free + self._waiting) > limit:
+            dropped = self._drop_first(self._free)
+            given += dropped
+            if not dropped:
+                self._drop_first(self._waiting)
         return given
+
+    def _drop_first(self, kept: list[Memory]) -> int:
+        """Let go of what is first in the list; returns its bytes."""
+        memory = next(iter(list(kept)), None)
+        if memory is None or not _remove(kept, memory):
+            return 0
+        self._drop(memory)
+        return memory.size
 
 
 def _remove(kept: list[Memory], memory: Memory) -> bool:

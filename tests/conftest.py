@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -49,11 +50,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave the soak tests out unless they were asked for; what takes minutes gets no deadline of two."""
     for item in items:
         if "soak" not in item.keywords:
+            if config.getoption("--deep") and item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(0))
             continue
         if not config.getoption("--soak"):
             item.add_marker(pytest.mark.skip(reason="only with --soak"))
         elif item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(0))
+
+
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Where minutes are expected, have no stacks printed after one: that looks at running frames without the GIL, and may crash."""
+    timeout = item.get_closest_marker("timeout")
+    if timeout is not None and timeout.args == (0,):
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_collection_finish() -> None:
