@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from shmarray import blocks, contents, deletion, membership, wholes
+from shmarray import blockfiles, blocks, contents, deletion, membership, wholes
 from shmarray._format import control, header
 from shmarray._format.dtypes import decode_dtype, encode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
@@ -71,9 +71,12 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
 
     @property
     def block_name(self) -> str | None:
-        """File name of the block, for `multiprocessing.shared_memory.SharedMemory` or `shm_open`; None if private."""
-        block = contents.block_of(self)
-        return None if block is None else block.path.rpartition("/")[2]
+        """File name of the block, for `multiprocessing.shared_memory.SharedMemory` or `shm_open`; None if private.
+
+        Whoever maps the file by that name has no lease on it, so once it was asked for, the memory is not used again for another array.
+        """
+        segment = contents.segment_of(self)
+        return None if segment is None else blockfiles.expose(segment)
 
     @property
     def is_shared(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shmarray import controls
 from shmarray._format import header as form
-from shmarray._os import segments
+from shmarray._os import segments, words
 from shmarray.errors import CorruptBlockError
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ def mark_deleted(fd: segments.Descriptor) -> None:
     size = segments.status(fd).st_size
     if size >= form.SIZE and segments.read(fd, 8, size - form.SIZE) == form.MAGIC:
         segments.write(fd, form.DELETED.to_bytes(8, "little"), form.state_offset(size))
+
+
+def expose(segment: segments.Segment) -> str:
+    """Give out the name of a block's file: with it anyone can map it without a lease, so its memory is never used again."""
+    words.store(segment, form.exposed_offset(segment.tag.file_size), form.EXPOSED)
+    path: str = segment.tag.path
+    return path.rpartition("/")[2]
 
 
 def open_block(path: str) -> segments.Descriptor:

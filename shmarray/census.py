@@ -105,6 +105,7 @@ def count_named(member: Membership) -> int:
 def stats(member: Membership) -> StoreStats:
     """Count the files of a store. Raises `StoreClosedError`."""
     member.require_open()
+    blocks.settle()
     if member.pool is not None:
         member.pool.settle()
     counts = dict.fromkeys((names.NAMED, names.ANONYMOUS, names.IN_FLIGHT, names.TEMPORARY, names.WARM), 0)
@@ -141,6 +142,7 @@ def stats(member: Membership) -> StoreStats:
 def check(member: Membership, *, fix: bool) -> list[Problem]:
     """Look at every file of a store; with `fix`, remove what is provably dead."""
     hold = member.require_open()
+    blocks.settle()
     if member.pool is not None:
         member.pool.settle()
     suspects: dict[str, tuple[str, str, int]] = {}

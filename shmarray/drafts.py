@@ -14,7 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from shmarray import blockfiles, blocks, exhaustion, memories, reaper
+from shmarray import blockfiles, blocks, exhaustion, memories, reaper, warm
 from shmarray._format import control as layout
 from shmarray._format import guard, names
 from shmarray._format import header as form
@@ -81,7 +81,7 @@ class Draft:
         try:
             step()
         except StoreFullError:
-            if self.member.pool is None or not self.member.pool.trim():
+            if not warm.trim_all():
                 raise
             step()
 

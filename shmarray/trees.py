@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from shmarray import arrays, blocks, contents, deletion, membership
+from shmarray import arrays, blockfiles, blocks, contents, deletion, membership
 from shmarray._format import trees as form
 from shmarray._format.handle import BlockKey
 from shmarray.guards import guard_of
@@ -82,9 +82,8 @@ class SharedTree:
 
     @property
     def block_name(self) -> str:
-        """File name of the block that holds the whole tree."""
-        block: blocks.Block = self._segment.tag
-        return block.path.rpartition("/")[2]
+        """File name of the block that holds the whole tree; see `SharedArray.block_name`."""
+        return blockfiles.expose(self._segment)
 
     def unflatten(self) -> Any:
         """Build the original structure; its arrays are `SharedArray`s in this memory, not copies."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 from shmarray import memories, reaper
@@ -41,10 +42,8 @@ SMALLEST = int(_SETTING) if _SETTING.isdecimal() else 1 << 20
 """Bytes below which a file is not kept: then its pages are not what it costs. The environment may say otherwise."""
 MOST = 64
 """Files in use and free together, for each costs a descriptor."""
-_MOST_WAITING, _MOST_NAMED = (
-    MOST // 2,
-    MOST // 4,
-)  # of these; handles that nobody will load must not take all the places
+_MOST_WAITING, _MOST_NAMED = MOST // 2, MOST // 4  # handles that nobody will load must not take all the places
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _SLACK = 4  # a file is used again for what leaves at most a fifth of it unused
 _SHARE_OF_MEMORY, _SHARE_OF_CAPACITY, _GREATEST = 8, 4, 2 << 30
 
@@ -62,6 +61,7 @@ class Pool:
         self._uid = member.key.uid
         self._open = True
         self.limit = _share(member) if limit is None else limit
+        _pools.add(self)
 
     def _is_here(self) -> bool:
         return self._open and self._owner == os.getpid() and not memories.is_forking()
@@ -72,9 +72,10 @@ class Pool:
 
     def has_room(self) -> bool:
         """Say whether one file more can be kept; what was freed first, and was of no use just now, makes room for it."""
-        if memories.count() >= MOST:
+        most = min(MOST, limits.descriptors()[0] // 4)
+        if memories.count() >= most:
             self._drop_first(self._free)
-        return memories.count() < MOST
+        return memories.count() < most
 
     def take(self, size: int) -> Memory | None:
         """Give the memory freed last that fits, exclusively locked: the proof that nobody sees it. None if there is none."""
@@ -213,7 +214,9 @@ class Pool:
     def _keep(self, memory: Memory) -> bool:
         """Keep what nobody else sees, exclusively locked."""
         path = memory.own_path
-        if memory.is_viewed() or (memory.path is None and (path is None or not self.retire(memory, path))):
+        if memory.is_viewed() or segments.read(memory.fd, 8, form.exposed_offset(memory.size)) != bytes(8):
+            return False
+        if memory.path is None and (path is None or not self.retire(memory, path)):
             return False
         memory.own_path = None
         # Before the lease is shared again: who opened it as the block it was must find that out.
@@ -260,6 +263,11 @@ class Pool:
             return 0
         self._drop(memory)
         return memory.size
+
+
+def trim_all() -> int:
+    """Give back what this process keeps for any of its stores; returns how many bytes."""
+    return sum(pool.trim() for pool in list(_pools))
 
 
 def _remove(kept: list[Memory], memory: Memory) -> bool:

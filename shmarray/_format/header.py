@@ -4,7 +4,7 @@ Owns: where everything lies in a block's file, byte by byte (`docs/format.md` ha
 
     0           the data, so that whoever maps the file by other means finds them at the start
     meta_at     the description (UTF-8 JSON)
-    size - 512  the header: fixed fields, guarded by a checksum together with the description; then the state word; from
+    size - 512  the header: fixed fields, guarded by a checksum together with the description; then two words that change; from
                 byte 192 on, the room of the guard
 
 Must not know: what the description says; files; NumPy.
@@ -28,7 +28,8 @@ _CRC_AT = 12
 _IMMUTABLE = 128
 STATE_AT = 128
 _STATE = struct.Struct("<Q")
-_STATE_END = STATE_AT + _STATE.size
+EXPOSED_AT = STATE_AT + _STATE.size
+_STATE_END = EXPOSED_AT + _STATE.size
 GUARD_AT = 192
 GUARD_SIZE = SIZE - GUARD_AT
 
@@ -36,8 +37,11 @@ GUARD_SIZE = SIZE - GUARD_AT
 LIVE = 0x6C69_7665_6C69_7665
 DELETED = 0x6465_6C65_7465_6421
 _STATES = (LIVE, DELETED)
+EXPOSED = 0x6578_706F_7365_6421
+"""The name of the file was given out, and with it a way to map it without a lease."""
 _NO_CRC = bytes(4)
 _UNUSED = bytes(GUARD_AT - _STATE_END)
+_EXPOSURES = (bytes(8), EXPOSED.to_bytes(8, "little"))
 
 
 class DamagedError(ValueError):
@@ -77,6 +81,11 @@ def state_offset(size: int) -> int:
     return size - SIZE + STATE_AT
 
 
+def exposed_offset(size: int) -> int:
+    """Where the word lies that says whether the name of the file was given out."""
+    return size - SIZE + EXPOSED_AT
+
+
 def pack(header: Header, guard: bytes = b"") -> tuple[int, bytes]:
     """Lay out description, header and guard: the offset in the file where the bytes belong, and the bytes to its end."""
     meta_at = header.file_size - SIZE - len(header.meta)
@@ -84,7 +93,7 @@ def pack(header: Header, guard: bytes = b"") -> tuple[int, bytes]:
     fields += [header.store, header.block, header.pid, header.start, header.born]
     fixed = _FIXED.pack(*fields).ljust(_IMMUTABLE, b"\0")
     checksum = zlib.crc32(header.meta, zlib.crc32(fixed)).to_bytes(4, "little")
-    state = _STATE.pack(header.state) + _UNUSED
+    state = _STATE.pack(header.state) + bytes(_STATE.size) + _UNUSED
     return meta_at, b"".join(
         (header.meta, fixed[:_CRC_AT], checksum, fixed[_CRC_AT + 4 :], state, guard.ljust(GUARD_SIZE, b"\0"))
     )
@@ -127,7 +136,7 @@ def unpack(tail: bytes, size: int) -> Header:
     if flags or zlib.crc32(meta, checked) != crc:
         message = "the checksum of its header is wrong"
         raise DamagedError(message)
-    if tail[at + _STATE_END : at + GUARD_AT] != _UNUSED:
+    if tail[at + _STATE_END : at + GUARD_AT] != _UNUSED or tail[at + EXPOSED_AT : at + _STATE_END] not in _EXPOSURES:
         message = "bytes of its header that are not in use are not zero"
         raise DamagedError(message)
     (state,) = _STATE.unpack_from(tail, at + STATE_AT)

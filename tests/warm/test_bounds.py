@@ -134,6 +134,19 @@ def test_descriptors_of_warm_memory_are_few() -> None:
         assert len(os.listdir("/proc/self/fd")) - before <= 2
 
 
+def test_what_is_free_is_used_also_when_there_is_no_room_for_more() -> None:
+    """As many are free as may be kept: the next array is made of one of them, and one of another size takes the place of one."""
+    with sa.Store(warm=4 * warm.MOST * MIB) as store:
+        free(store, warm.MOST)
+        full = store.stats().warm
+        assert full == warm.MOST * FILE
+        array = store.zeros(MIB, "u1")
+        assert store.stats().warm == full - FILE
+        del array
+        free(store, 1, 2 * MIB)
+        assert store.stats().warm == full + MIB
+
+
 def test_a_worker_keeps_nothing() -> None:
     """Only the owner does, which closes the store: others would hold the memory for longer than that."""
     with sa.Store("warm-worker") as store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import pickle
 import threading
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import shmarray as sa
-from shmarray import warm
+from shmarray import contents, warm
 from shmarray._os import flocks, segments
 from tests.helpers.leaks import SHM
 from tests.helpers.processes import Child, reap, run_script
@@ -39,8 +40,7 @@ def store() -> Iterator[sa.Store]:
 
 def file_of(array: sa.SharedArray) -> int:
     """Inode of the file in which an array lies."""
-    assert array.block_name is not None
-    return os.stat(os.path.join(SHM, array.block_name)).st_ino
+    return contents.inode_of(array)
 
 
 def kept(store: sa.Store) -> list[str]:
@@ -363,6 +363,37 @@ def test_what_another_process_was_the_last_to_have_is_used_again(store: sa.Store
         if end == "dropped":
             reader.tell()
             reader.finish().expect()
+
+
+@pytest.mark.parametrize("kind", ["array", "tree"])
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_what_may_be_mapped_by_the_name_of_its_file_is_not_used_again(store: sa.Store, kind: str, where: str) -> None:
+    """`SharedMemory(array.block_name)` has no lease: it goes on showing the array whose name was asked for, in whatever process."""
+    made = store.ones(N) if kind == "array" else store.put([np.ones(N)])
+    if where == "here":
+        name = made.block_name
+    else:
+        with Child(NAMER) as namer:
+            namer.tell(pickle.dumps(made).hex())
+            name = namer.wait_for("name")
+            namer.tell()
+            namer.finish().expect()
+    assert name is not None
+    fd = os.open(os.path.join(SHM, name), os.O_RDWR)
+    with mmap.mmap(fd, N * 8) as plain:
+        os.close(fd)
+        del made
+        arrays = [store.full(N, 9.0), store.put([np.full(N, 9.0)])]
+        assert np.frombuffer(plain[:], "f8").tolist() == [1.0] * N
+        del arrays
+
+
+NAMER = """
+import pickle
+from tests.helpers.processes import report
+report("name", pickle.loads(bytes.fromhex(input())).block_name)
+input()
+"""
 
 
 @pytest.mark.parametrize("give_up", ["trim", "bound", "close"])
