@@ -291,11 +291,16 @@ def test_remove_ipc_is_no_risk_for_system_users_and_those_who_linger(tmp_path: P
 
 def test_inotify_instances_in_use_are_counted(tmp_path: Path) -> None:
     """One more instance of this user is one more in the count; a machine that does not say its limit has none."""
-    before = machine.inotify_used(UID)
+    proc = tmp_path / "proc"  # of this process alone: others, such as guardians, come and go
+    proc.mkdir()
+    (proc / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
+    before = machine.inotify_used(UID, str(proc))
     watch = watches.letting_go(str(tmp_path))
     assert watch is not None
     try:
-        assert machine.inotify_used(UID) >= before + 1
+        assert machine.inotify_used(UID, str(proc)) == before + 1
     finally:
         os.close(watch)
+    assert machine.inotify_used(UID, str(proc)) == before
+    assert machine.inotify_used(UID) >= before
     assert machine.inotify_limit(str(tmp_path)) is None
