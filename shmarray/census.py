@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from shmarray import blockfiles, blocks, contents, reaper
+from shmarray import blockfiles, blocks, contents, deletion, reaper
 from shmarray._format import control as layout
 from shmarray._format import header as form
 from shmarray._format import names
@@ -105,9 +105,7 @@ def count_named(member: Membership) -> int:
 def stats(member: Membership) -> StoreStats:
     """Count the files of a store. Raises `StoreClosedError`."""
     member.require_open()
-    blocks.settle()
-    if member.pool is not None:
-        member.pool.settle()
+    deletion.settle(member)
     counts = dict.fromkeys((names.NAMED, names.ANONYMOUS, names.IN_FLIGHT, names.TEMPORARY, names.WARM), 0)
     size = warm = 0
     for kind, path in _entries(member):
@@ -142,9 +140,7 @@ def stats(member: Membership) -> StoreStats:
 def check(member: Membership, *, fix: bool) -> list[Problem]:
     """Look at every file of a store; with `fix`, remove what is provably dead."""
     hold = member.require_open()
-    blocks.settle()
-    if member.pool is not None:
-        member.pool.settle()
+    deletion.settle(member)
     suspects: dict[str, tuple[str, str, int]] = {}
     there = segments.inodes(member.control.directory, member.key.prefix)
     for kind, path in _entries(member):

@@ -95,13 +95,18 @@ def _drop_claims(member: Membership, kind: str, *, kept: bool = True) -> int:
     )
 
 
+def settle(member: Membership) -> None:
+    """See to what this process has let go of: blocks whose end was cut short, and memory that others still had then."""
+    blocks.settle()
+    if member.pool is not None:
+        member.pool.settle()
+
+
 def release_unclaimed(member: Membership) -> int:
     """Remove every link in flight, then the anonymous blocks that nobody maps; returns how many links."""
     hold = member.require_open()
     removed = _drop_claims(member, names.IN_FLIGHT, kept=False)
-    blocks.settle()
-    if member.pool is not None:
-        member.pool.settle()
+    settle(member)
     reaper.remove_unheld(member.control.directory, member.key)
     del hold
     return removed

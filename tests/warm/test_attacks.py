@@ -28,16 +28,7 @@ if TYPE_CHECKING:
 N = 1000
 
 
-@pytest.fixture(autouse=True)
-def _small_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm, "SMALLEST", 4096)
-
-
-@pytest.fixture
-def store() -> Iterator[sa.Store]:
-    """A store that keeps some memory warm."""
-    with sa.Store(warm=1 << 24) as opened:
-        yield opened
+pytestmark = pytest.mark.usefixtures("small_is_kept")
 
 
 def free(store: sa.Store) -> int:

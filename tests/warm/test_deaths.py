@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import shmarray as sa
-from shmarray import contents, warm
+from shmarray import contents
 from tests.helpers.leaks import shm_entries
 from tests.helpers.processes import reap, wait_until
 from tests.helpers.tracing import count_events, kill_at
@@ -27,9 +27,7 @@ N = 1000
 FILES = ("warm.py", "memories.py", "drafts.py", "deletion.py", "blocks.py")
 
 
-@pytest.fixture(autouse=True)
-def _small_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm, "SMALLEST", 4096)
+pytestmark = pytest.mark.usefixtures("small_is_kept")
 
 
 def counts(filename: str) -> bool:

@@ -13,29 +13,17 @@ import numpy as np
 import pytest
 
 import shmarray as sa
-from shmarray import contents, warm
+from shmarray import contents
 from shmarray._os import flocks, segments
 from tests.helpers.leaks import SHM
 from tests.helpers.processes import Child, reap, run_script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 N = 1000
 
-pytestmark = pytest.mark.core
-
-
-@pytest.fixture(autouse=True)
-def _small_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm, "SMALLEST", 4096)
-
-
-@pytest.fixture
-def store() -> Iterator[sa.Store]:
-    """A store that keeps some memory warm."""
-    with sa.Store(warm=1 << 20) as opened:
-        yield opened
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("small_is_kept")]
 
 
 def file_of(array: sa.SharedArray) -> int:
