@@ -1,12 +1,14 @@
 """`gc`: remove what is provably dead.
 
-Owns: in which order that is done, what is said of it, and what is said of what had to stay.
+Owns: in which order that is done, how long it waits for others who are at the same work, what is said of it, and what is said of
+what had to stay.
 Must not know: any proof; `reaper` and `inspection` have them.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shmarray.inspection import Block, Store, Survey
+
+_PATIENCE = 2.0
+"""Seconds without any change after which what is still there is said to stay."""
+_PAUSE = 0.02
 
 SUMMARY = "remove what dead processes left; nothing that may be in use is touched"
 
@@ -67,12 +73,7 @@ def run(options: argparse.Namespace, where: Screen) -> Answer:
     if not os.path.isdir(directory):
         message = f"--directory {options.directory!r} is not a directory"
         raise UsageError(message)
-    before = inspection.survey([directory])
-    if options.dry_run:
-        removed, after = _foresee(before), before
-    else:
-        removed = _collect(before, directory)
-        after = inspection.survey([directory])
+    removed, after = _collect_all(directory, dry_run=options.dry_run)
     left = what_stays(after, foreseen=options.dry_run)
     alive = sum(store.state == "open" for store in after.stores)
     blocks, size = sum(item.blocks for item in removed), sum(item.bytes for item in removed)
@@ -112,6 +113,43 @@ def _removed(what: str, store: Store, gone: Iterable[Block]) -> Removed:
     return Removed(what, store.id, store.name, len(counted), sum(block.file_bytes for block in counted))
 
 
+def _collect_all(directory: str, *, dry_run: bool) -> tuple[list[Removed], Survey]:
+    """Collect until only what others use is left; returns what went, or would go, and how it stands then.
+
+    Another collector has the exclusive lock of a store while it removes it, and whoever makes a survey has it for a moment. To us
+    that looks like a participant that cannot be seen. Those two let go by themselves: this decides what is reported and tried
+    again, never what is removed.
+    """
+    removed: list[Removed] = []
+    found = inspection.survey([directory])
+    seen, since = None, time.monotonic()
+    while True:
+        if not dry_run:
+            removed += _collect(found, directory)
+            found = inspection.survey([directory])
+        passing = {store.id: len(store.blocks) for store in found.stores if _may_be_passing(store, foreseen=dry_run)}
+        if passing != seen:
+            seen, since = passing, time.monotonic()
+        if not passing or time.monotonic() - since > _PATIENCE:
+            return _foresee(found) if dry_run else removed, found
+        time.sleep(_PAUSE)  # the kernel tells nobody when such a lock is free
+        if dry_run:
+            found = inspection.survey([directory])
+
+
+def _may_be_passing(store: Store, *, foreseen: bool) -> bool:
+    """Whether a store is still there, or with `foreseen` not removable, perhaps only because someone else is at it or looks at it."""
+    if store.removable:
+        return not foreseen and not (store.blocks and all(block.state == "damaged" for block in store.blocks))
+    makers = [block.creator for block in store.blocks if store.state == "orphan"]
+    used = (
+        store.participants
+        or any(block.holders for block in store.blocks)
+        or any(maker and maker.alive for maker in makers)
+    )
+    return store.state in ("closed", "dead", "orphan") and not used and not _is_ending(store)
+
+
 def _collect(before: Survey, directory: str) -> list[Removed]:
     known = {store.id: store for store in before.stores}
     # First what `reaper.collect` does not know, or does not count.
@@ -120,7 +158,8 @@ def _collect(before: Survey, directory: str) -> list[Removed]:
         store = known.get(f"{outcome.key.store:016x}")
         expected = store is not None and store.removable
         # What only has the name of a control file is not gone, whatever was said of it.
-        if outcome.removed and (outcome.blocks or expected) and not segments.exists(reaper.control_path(outcome.key)):
+        gone = outcome.removed and expected and not segments.exists(reaper.control_path(outcome.key))
+        if outcome.blocks or gone:
             name = store.name if store else None
             removed.append(Removed("leftover", f"{outcome.key.store:016x}", name, outcome.blocks, outcome.bytes))
     return removed

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import shmarray as sa
+from shmarray import cli
+from shmarray.cli import gc
 from tests.cli.places import (
     BLOCKS,
     UID,
@@ -359,6 +364,37 @@ def test_two_at_once_remove_everything_once() -> None:
         counts = [entry["blocks"] for out, _ in said for entry in about(json.loads(out)["removed"], left.id)]
         assert sum(counts) == BLOCKS
         assert shm_entries(left.prefix) == set()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)], ids=" ".join)
+def test_a_store_that_someone_looks_at_is_waited_for(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lock that a survey or another collector has for a moment is no participant: gc asks again, and the store goes."""
+    with dead_store("gc-looked-at") as left, open(left.control, "rb") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_EX)
+        pauses = []
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                looked_at.close()
+
+        monkeypatch.setattr(gc, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
+        assert cli.main(["gc", "--json", *arguments]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert len(pauses) == 3
+        assert answer["left"] == []
+        assert [entry["blocks"] for entry in about(answer["removed"], left.id)] == [BLOCKS]
+        assert os.path.exists(left.control) == bool(arguments)
+
+
+def test_a_store_that_someone_does_not_let_go_of_is_not_waited_for_without_end() -> None:
+    """A lock that stays makes gc end with code 1 and say that somebody it cannot see is there."""
+    with dead_store("gc-held") as left, open(left.control, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "cannot be seen from here" in about(facts("gc", returncode=1)["left"], left.id)[0]["reason"]
+        assert len(left.files()) == BLOCKS
 
 
 def test_the_next_store_finds_nothing_left_to_do() -> None:
