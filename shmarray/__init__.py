@@ -12,11 +12,13 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     census          names, statistics and self-check of a store
     hosting         custom types, pools and managers in a process of their own
     guardian        the process that cleans up after a killed owner
-    vocabulary, filing, constructors   multiprocessing's names, files, NumPy's constructors as methods of a store
+    vocabulary, filing, streaming, constructors   multiprocessing's names, files, channels, NumPy's constructors as methods of a store
     loading, saving, rawdata   NumPy's files and raw ones; loaded when first used
     progress, streams   a bar in a terminal; reading exactly so many bytes
     references      names for shared objects
-    managed, queues, memory, sync, values   what multiprocessing has; loaded when first used
+    managed         dicts, lists, namespaces
+    channels, queues   streams of arrays; queues and pipes
+    memory, sync, values   what else multiprocessing has; all of these are loaded when first used
     keepers         shared objects that keep others
     objects         shared objects that are not arrays: their base
     trees, arrays, wholes   SharedTree, SharedArray, their handles
@@ -49,6 +51,7 @@ from shmarray.errors import (
     ArrayExistsError,
     ArrayNameError,
     ArrayNotFoundError,
+    ChannelClosedError,
     CorruptBlockError,
     DTypeError,
     FileFormatError,
@@ -75,6 +78,7 @@ __all__ = [
     "ArrayNameError",
     "ArrayNotFoundError",
     "BrokenBarrierError",
+    "ChannelClosedError",
     "CorruptBlockError",
     "DTypeError",
     "FileFormatError",

@@ -15,6 +15,7 @@ __all__ = [
     "ArrayExistsError",
     "ArrayNameError",
     "ArrayNotFoundError",
+    "ChannelClosedError",
     "CorruptBlockError",
     "DTypeError",
     "FileFormatError",
@@ -126,6 +127,10 @@ class GuardError(ShmArrayError, RuntimeError, ValueError, AssertionError):
 
 class HostError(ShmArrayError, ConnectionError):
     """The host of a store, in which managed objects live, was killed, does not answer, or could not be started."""
+
+
+class ChannelClosedError(ShmArrayError, EOFError, ValueError):
+    """Nothing more comes out of a channel, or can be put into it (`name`): it was ended, or those at the other end have left or died."""
 
 
 class LostTaskError(ShmArrayError, RuntimeError):

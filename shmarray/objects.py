@@ -114,17 +114,22 @@ class SharedObject(Shareable):
         False when the deadline (of `time.monotonic`) has passed. Signal handlers run between slices. Raises `StoreClosedError` when
         the store has ended: whoever could have changed the word may be gone, and nobody shall wait for ever.
         """
-        left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
-        if left <= 0:
-            return False
-        futexes.wait(self._address(index), seen & 0xFFFF_FFFF, left)
-        if self._words[index] == seen:
-            self._guard.member.require_open()
-        return True
+        return wait_change(self._words, index, seen, deadline, self._guard.member)
 
     def _wake(self, index: int, count: int = futexes.EVERYONE) -> None:
         """Wake up to `count` sleepers on word `index`; change the word before."""
         futexes.wake(self._address(index), count)
+
+
+def wait_change(words: Any, index: int, seen: int, deadline: float | None, member: Membership) -> bool:
+    """Sleep on word `index` of a ctypes array of words; see `SharedObject._wait_change`."""
+    left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
+    if left <= 0:
+        return False
+    futexes.wait(ctypes.addressof(words) + 8 * index, seen & 0xFFFF_FFFF, left)
+    if words[index] == seen:
+        member.require_open()
+    return True
 
 
 def deadline_of(timeout: float | None) -> float | None:

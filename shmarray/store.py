@@ -21,6 +21,7 @@ from shmarray.errors import ArrayExistsError, ArrayNameError, ArrayNotFoundError
 from shmarray.filing import Filing
 from shmarray.guardian import launch
 from shmarray.hosting import hosted
+from shmarray.streaming import Streaming
 from shmarray.vocabulary import Vocabulary
 from shmarray.warm import Pool
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _ON_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs"})
 
 
-class Store(Constructors, Filing, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
+class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
     """A set of NumPy arrays in shared memory, used by many processes and freed exactly once.
 
     `Store()` opens a store that this process owns; `name` lets unrelated processes of the same user join it by

@@ -31,6 +31,7 @@ _PLACES = {
     "shmarray.memory": ("SharedMemory", "ShareableList"),
     "shmarray.queues": ("Queue", "JoinableQueue", "SimpleQueue", "LifoQueue", "PriorityQueue", "Pipe", "PipeEnd"),
     "shmarray.managed": ("dict", "list", "Namespace"),
+    "shmarray.channels": ("Channel",),
 }
 if not TYPE_CHECKING:
     managed, memory, queues, sync, values = (

@@ -19,6 +19,7 @@ FROZEN = [
     "ArrayNameError",
     "ArrayNotFoundError",
     "BrokenBarrierError",
+    "ChannelClosedError",
     "CorruptBlockError",
     "DTypeError",
     "FileFormatError",

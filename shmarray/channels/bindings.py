@@ -1,0 +1,172 @@
+"""What stands for a channel in a process.
+
+Owns: the words and slots of an attached channel, viewing and describing what is in a slot, being a producer or a consumer.
+Must not know: what a user does with it (`channel`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shmarray import arrays, contents, guards, objects, shields
+from shmarray._format import channel as form
+from shmarray.channels.flow import Flow
+from shmarray.channels.forms import Form
+from shmarray.channels.roles import Role
+from shmarray.channels.sides import QueueSide
+from shmarray.channels.subscriptions import Subscription
+from shmarray.errors import ChannelClosedError, CorruptBlockError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shmarray._os import segments
+    from shmarray.channels.flow import Side
+
+MOST_SLOTS = 1 << 16
+_numbers = itertools.count(1)
+
+
+class Binding(objects.SharedObject):
+    """An attached channel."""
+
+    __slots__ = (
+        *("_data", "_finalizer", "_flow", "_form", "_generation", "_number"),
+        *("_reads", "_roles", "_side", "_subscription", "_writes"),
+    )
+
+    def _attached(self) -> None:
+        segment = objects.segment_of(self)
+        try:
+            self._form = Form.described(contents.describe(segment).tree)
+            self._data: np.ndarray[Any, Any] = arrays.leaf(segment, 1).view(np.ndarray)
+            flow = segment.tag.cache.get("flow") or _flow_of(segment, self)
+        except (ValueError, TypeError, IndexError, KeyError) as error:
+            raise contents.undescribed(segment.tag, error) from None
+        self._flow: Flow = flow
+        self._roles: tuple[Role, Role] = segment.tag.cache["roles"]
+        self._number = next(_numbers)
+        self._side: Side | None = None
+        self._subscription: Subscription | None = None
+        self._generation = -1
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        count = self._words[form.SLOTS]
+        self._writes: list[Any] = [None] * count
+        self._reads: list[Any] = [None] * count
+
+    def _producing(self) -> int:
+        """Be a producer; gives the name of this process."""
+        role = self._roles[0]
+        if not role.has(self._number):
+            self._join(role)
+        return self._flow.slots.parties.me()
+
+    def _consuming(self) -> Side:
+        """Be a consumer, or have a subscription; gives the side to take by."""
+        if self._words[form.MODE] == form.BROADCAST:
+            if self._subscription is None or self._generation != guards.Process.generation:
+                self._require_open()
+                self._subscription = Subscription.make(self)  # in a forked child: the one before is the parent's
+                self._generation = guards.Process.generation
+            return self._subscription.side
+        if not self._roles[1].has(self._number):
+            self._join(self._roles[1])
+            self._side = QueueSide(self._flow.slots)
+        return self._side  # type: ignore[return-value]  # set with the role
+
+    def _require_open(self) -> None:
+        if self._number < 0:
+            raise ChannelClosedError(
+                "this object of the channel is closed",
+                remedy="Use another: store[name], or one that travelled here.",
+                name=self.name,
+            )
+
+    def _join(self, role: Role) -> None:
+        self._require_open()
+        if self._finalizer is None:
+            # It is run before the mapping ends; what it is given keeps the mapping for so long.
+            whole = shields.over(objects.segment_of(self))
+            self._finalizer = weakref.finalize(self, _leave, self._roles, self._number, whole)
+            self._finalizer.atexit = False  # the end of the process is seen by all
+        role.join(self._number)
+
+    def _view(self, slot: int, lengths: Sequence[int], *, write: bool) -> Any:
+        """View a slot as an item; whoever gets it cannot change what is kept here."""
+        if lengths or self._form.varying:
+            return self._form.view(self._data[slot], lengths, write=write)
+        known = self._writes if write else self._reads
+        if known[slot] is None:
+            known[slot] = self._form.view(self._data[slot], (), write=write)
+        found = known[slot]
+        return found[...] if self._form.is_single else {name: array[...] for name, array in found.items()}
+
+    def _spare(self, lengths: Sequence[int]) -> Any:
+        """Private memory for an item that is dropped."""
+        return self._form.view(np.empty(self._data.shape[1], np.uint8), lengths, write=True)
+
+    def _lengths(self, record: int) -> tuple[int, ...]:
+        if not self._form.varying:
+            return ()
+        return tuple(self._words[record + form.LENGTHS : record + form.LENGTHS + self._form.varying])
+
+    def _describe(self, slot: int, lengths: Sequence[int], meta: Any) -> None:
+        self._describe_packed(slot, lengths, None if meta is None else self._pack(meta))
+
+    def _pack(self, meta: Any) -> bytes:
+        packed = pickle.dumps(meta, pickle.HIGHEST_PROTOCOL)
+        if len(packed) > self._words[form.META_ROOM]:
+            message = f"the metadata take {len(packed)} bytes, and the channel has {self._words[form.META_ROOM]} for them (meta_bytes)"
+            raise ValueError(message)
+        return packed
+
+    def _describe_packed(self, slot: int, lengths: Sequence[int], packed: bytes | None) -> None:
+        """Write beside an item what its lengths and its metadata are."""
+        words, record = self._words, self._flow.slots.geometry.record(slot)
+        if lengths:
+            words[record + form.LENGTHS : record + form.LENGTHS + len(lengths)] = lengths
+        words[record + form.META] = 0 if packed is None else len(packed)
+        if packed is not None:
+            start = 8 * (record + form.LENGTHS + self._form.varying)
+            self._bytes()[start : start + len(packed)] = np.frombuffer(packed, np.uint8)
+
+    def _meta(self, record: int) -> Any:
+        start = 8 * (record + form.LENGTHS + self._form.varying)
+        return pickle.loads(  # noqa: S301  a process of the same user wrote it, as all that travels
+            self._bytes()[start : start + self._words[record + form.META]].tobytes()
+        )
+
+    def _bytes(self) -> np.ndarray[Any, Any]:
+        return self._array.view(np.ndarray).view(np.uint8)
+
+    def _item(self, slot: int) -> Any:
+        """View an item that was taken."""
+        return self._view(slot, self._lengths(self._flow.slots.geometry.record(slot)), write=False)
+
+
+def _flow_of(segment: segments.Segment, channel: Binding) -> Flow:
+    """Make what all objects of this process that stand for a channel have in common."""
+    words, cache = channel._words, segment.tag.cache
+    geometry = form.Geometry(words[form.SLOTS], words[form.RECORD_WORDS])
+    if not 1 <= geometry.slots <= MOST_SLOTS or geometry.words > len(words) or channel._data.shape[0] != geometry.slots:
+        raise CorruptBlockError(
+            f"{segment.tag.path} is not a channel that this version knows",
+            remedy="Let both processes use the same version of shmarray.",
+            path=segment.tag.path,
+        )
+    flow = Flow(words, channel._guard.member, channel.name)
+    roles = Role(flow, form.PRODUCERS, form.PRODUCED), Role(flow, form.CONSUMERS, form.CONSUMED)
+    cache.setdefault("roles", roles)
+    return cache.setdefault("flow", flow)  # type: ignore[no-any-return]
+
+
+def _leave(roles: tuple[Role, Role], number: int, whole: np.ndarray[Any, Any]) -> None:
+    """Run when an object that stands for a channel ends."""
+    del whole
+    for role in roles:
+        role.leave(number)

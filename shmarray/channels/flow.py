@@ -1,0 +1,234 @@
+"""Putting into a channel and taking from it.
+
+Owns: the steps of `slots`, each under its lock and with a deadline; giving back what was got when an exception comes out of the midst.
+Must not know: how anyone waits (`waits`), NumPy, what is in a slot.
+
+An exception may come out of a signal handler anywhere. So what a thread gets is in a list before it is its own, and is taken out of the
+list
+when it is not any more, both with the lock held: whoever catches the exception gives back what the list says.
+"""
+
+from __future__ import annotations
+
+from queue import Empty, Full
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from shmarray._format import channel as form
+from shmarray.channels.waits import Waits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+R = TypeVar("R")
+
+
+class Side(Protocol):
+    """Those who take: the consumers of a queue, or one subscription."""
+
+    def take(self, got: list[int]) -> bool:
+        """With the get lock held: take the next item, its slot into `got`; false if there is none."""
+
+    def give_back(self, slot: int) -> None:
+        """With the get lock held: be done with an item. May be repeated."""
+
+    def untake(self, slot: int) -> None:
+        """With the get lock held: leave an item, that nobody has seen, to the next. May be repeated."""
+
+    def depth(self) -> int:
+        """How many items can be taken."""
+
+    def is_done(self) -> bool:
+        """Whether, once nothing more is put, nothing more can be taken."""
+
+    def newly_missed(self) -> int:
+        """How many items were dropped, for those who take by this, since it was asked last."""
+
+
+class Flow(Waits):
+    """A channel, as those see it who put and take. One for each mapping, valid as long as that is; keeps it for nobody."""
+
+    __slots__ = ()
+
+    # -- putting -------------------------------------------------------------------------------------------------------
+
+    def claim(self, me: int, deadline: float | None, got: list[int]) -> bool:
+        """Claim a slot into `got`; false where the policy is to drop the item.
+
+        Raises `queue.Full`, `ChannelClosedError`, `StoreClosedError`.
+        """
+
+        def work(slot: int) -> None:
+            try:
+                got.append(slot)
+                self.slots.claim(slot, me)
+            except BaseException:
+                self.slots.discard(slot, me)
+                got.clear()
+                raise
+
+        try:
+            return self.claim_and(deadline, work)
+        except BaseException:
+            if got:
+                self.discard(got, me)
+            raise
+
+    def claim_and(self, deadline: float | None, work: Callable[[int], object]) -> bool:
+        """Find a free slot, and do something with it while the lock is held. Else as `claim`."""
+        waits = 0
+        try:
+            while True:
+                seen = self.words[form.FREED]
+                done, waits = self.within(self.slots.put_latch, deadline, self._try_claim, work, waits, deadline)
+                if done:
+                    return True
+                if self._policy == form.DROP_NEW:
+                    return False
+                if not waits:
+                    self.look_now_and_then()
+                    raise Full
+                if seen == self.words[form.FREED]:
+                    self._rest(form.FREED, seen, deadline)
+        except BaseException:
+            if waits:
+                self.count_out(form.PUTTERS, waits)
+            raise
+
+    def _try_claim(
+        self,
+        work: Callable[[int], object],
+        waits: int,
+        deadline: float | None,
+    ) -> tuple[bool, int]:
+        """With the put lock held: do it if there is a slot, else be counted among those who wait. Says which of the two."""
+        words, slots = self.words, self.slots
+        if words[form.ENDED]:
+            raise self.over()
+        slot = slots.find()
+        if slot < 0 and words[form.MODE] and slots.subscribers.has_deserted():
+            self._bury_deserted()
+            slot = slots.find()
+        if slot >= 0:
+            self._count_out(form.PUTTERS, waits)
+            work(slot)
+            return True, 0
+        if self._policy == form.DROP_NEW:
+            words[form.REFUSED] += 1
+            return False, 0
+        if words[form.CONSUMED] and not self._stays and slots.parties.nobody_in(form.CONSUMERS):
+            raise self.over()
+        return False, self.line_up(form.PUTTERS, deadline, waits)
+
+    def _bury_deserted(self) -> None:
+        if self.slots.get_latch is self.slots.put_latch:
+            self._bury({form.GONE})
+        else:
+            self.with_get(self._bury, {form.GONE})
+
+    def publish(self, got: list[int], me: int) -> None:
+        """Publish the slot in `got`, and wake whoever waits for it."""
+        self.within(self.slots.put_latch, None, self._publish, got, me)
+        if self.words[form.GETTERS]:
+            self.wake_takers()
+
+    def _publish(self, got: list[int], me: int) -> None:
+        try:
+            self.slots.publish(got[0])
+        except BaseException:
+            self.slots.discard(got[0], me)
+            raise
+        finally:
+            got.clear()
+
+    def discard(self, got: list[int], me: int) -> None:
+        """Give back the slot in `got`, which shall not be published."""
+        self.within(self.slots.put_latch, None, self._discard, got, me)
+        if self.words[form.PUTTERS]:
+            self.wake_putters()
+
+    def _discard(self, got: list[int], me: int) -> None:
+        for slot in got:
+            self.slots.discard(slot, me)
+        got.clear()
+
+    # -- taking --------------------------------------------------------------------------------------------------------
+
+    def take(self, side: Side, deadline: float | None, got: list[int]) -> None:
+        """Take the next item into `got`. Raises `queue.Empty`, `ChannelClosedError` at the end of the stream, `StoreClosedError`."""
+        self.take_and(side, deadline, got, len)
+
+    def take_and(self, side: Side, deadline: float | None, got: list[int], work: Callable[[list[int]], R]) -> R:
+        """Take the next item, and do something while the lock is held; what then is in `got` is still to be given back."""
+        waits = 0
+        try:
+            while True:
+                seen = self.words[form.TAIL]
+                done, waits = self.within(
+                    self.slots.get_latch, deadline, self._try_take, side, got, work, waits, deadline
+                )
+                if done is not None:
+                    result: R = done[0]
+                    return result
+                if self.is_over() and side.is_done():
+                    raise self.over()
+                if not waits:
+                    self.look_now_and_then()
+                    raise Empty
+                if self._spin:
+                    self._poll(seen, deadline)
+                if seen == self.words[form.TAIL]:
+                    self._rest(form.TAIL, seen, deadline)
+        except BaseException:
+            if got:
+                self.with_get(self._untake, side, got)
+                self.wake_takers()
+            elif waits:
+                self.count_out(form.GETTERS, waits)
+            raise
+
+    def _try_take(
+        self,
+        side: Side,
+        got: list[int],
+        work: Callable[[list[int]], R],
+        waits: int,
+        deadline: float | None,
+    ) -> tuple[tuple[R] | None, int]:
+        """With the get lock held: take an item if there is one, else be counted. Gives what was done, and whether to wait."""
+        try:
+            if side.take(got):
+                self._count_out(form.GETTERS, waits)
+                return (work(got),), 0
+        except BaseException:
+            self._untake(side, got)
+            raise
+        return None, self.line_up(form.GETTERS, deadline, waits)
+
+    @staticmethod
+    def _untake(side: Side, got: list[int]) -> None:
+        for slot in got:
+            side.untake(slot)
+        got.clear()
+
+    def give_back(self, side: Side, got: list[int]) -> None:
+        """Be done with the item in `got`, and wake whoever waits for its slot or for the end of all work."""
+        self.within(self.slots.get_latch, None, self._give_back, side, got)
+        self.after_giving_back()
+
+    @staticmethod
+    def _give_back(side: Side, got: list[int]) -> None:
+        for slot in got:
+            side.give_back(slot)
+        got.clear()
+
+    def after_giving_back(self) -> None:
+        """Wake those who wait for a slot, or for all to be done."""
+        if self.words[form.PUTTERS]:
+            self.wake_putters()
+        if self.words[form.JOINERS]:
+            self.wake_joiners()
+
+    def end(self) -> None:
+        """Let nothing more be put, by anyone."""
+        self.words[form.ENDED] = 1
+        self.wake_all()

@@ -1,0 +1,60 @@
+"""Whether this process puts into a channel, and whether it takes.
+
+Owns: that an entry is in the channel's table exactly as long as an object in this process has that role.
+Must not know: what the others do with the table (`flow`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shmarray import guards
+
+if TYPE_CHECKING:
+    from shmarray.channels.flow import Flow
+
+
+class Role:
+    """One role of this process in one channel; objects have it under numbers."""
+
+    __slots__ = ("_ever", "_first", "_flow", "_generation", "_members")
+
+    def __init__(self, flow: Flow, first: int, ever: int) -> None:
+        """Be written down in the table that begins at word `first`; word `ever` says that there was someone."""
+        self._flow = flow
+        self._first = first
+        self._ever = ever
+        self._members: set[int] = set()
+        self._generation = -1
+
+    def has(self, member: int) -> bool:
+        """Whether an object of this process has the role; after a fork none has."""
+        return self._generation == guards.Process.generation and member in self._members
+
+    def join(self, member: int) -> None:
+        """Give an object the role. Raises as `Slots.me`."""
+        me = self._flow.slots.parties.me()
+        if self._generation != guards.Process.generation:
+            self._members.clear()
+            self._generation = guards.Process.generation
+        self._members.add(member)
+        self._flow.with_put(self._enter, me)
+
+    def _enter(self, me: int) -> None:
+        self._flow.slots.parties.enter(self._first, me)
+        self._flow.words[self._ever] = 1
+
+    def leave(self, member: int) -> None:
+        """Take the role from an object; if it was the last, tell the others. Runs in finalizers: no lock, never raises."""
+        if not self.has(member):
+            return
+        self._members.discard(member)
+        if self._members:
+            return
+        me = self._flow.slots.parties.me()
+        self._flow.slots.parties.leave(self._first, me)
+        if self._members:
+            # Another thread has just joined, and wrote its entry before this one struck it out.
+            self._flow.slots.parties.enter(self._first, me)
+        else:
+            self._flow.wake_all()

@@ -1,0 +1,140 @@
+"""The two ways to take from a channel.
+
+Owns: what `flow` asks of those who take: the consumers of a queue, who share what there is, and a subscription, which gets all of it.
+Must not know: waiting.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shmarray._format import channel as form
+from shmarray.errors import ChannelClosedError, GuardError
+
+if TYPE_CHECKING:
+    from shmarray.channels.flow import Flow
+    from shmarray.channels.slots import Slots
+
+_EACH = 16
+"""The latency of one item in so many is measured."""
+
+
+class QueueSide:
+    """The consumers of a queue, in this process."""
+
+    __slots__ = ("_slots",)
+
+    def __init__(self, slots: Slots) -> None:
+        """Take from these slots."""
+        self._slots = slots
+
+    def take(self, got: list[int]) -> bool:
+        """See `flow.Side`."""
+        slots = self._slots
+        if not slots.take(slots.parties.me(), got):
+            return False
+        if not slots.number(got[0]) % _EACH:
+            slots.note_latency(got[0])
+        return True
+
+    def give_back(self, slot: int) -> None:
+        """See `flow.Side`."""
+        self._slots.give_back(slot, self._slots.parties.me())
+
+    def untake(self, slot: int) -> None:
+        """See `flow.Side`."""
+        self._slots.untake(slot, self._slots.parties.me())
+
+    def depth(self) -> int:
+        """See `flow.Side`."""
+        return self._slots.depth()
+
+    def is_done(self) -> bool:
+        """See `flow.Side`. What is to be redelivered when its consumer dies may still come."""
+        return self._slots.has_all_back()
+
+    def newly_missed(self) -> int:
+        """Nothing: what a queue drops was nobody's."""
+        return 0
+
+
+class SubscriptionSide:
+    """One subscription to a broadcast."""
+
+    __slots__ = ("_entry", "_seen_missed", "_slots", "_token")
+
+    def __init__(self, slots: Slots, entry: int, token: int) -> None:
+        """Take what the subscription at that entry gets."""
+        self._slots = slots
+        self._entry = entry
+        self._token = token
+        self._seen_missed = self.missed()
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Entry and token: what other processes know it by."""
+        return self._entry, self._token
+
+    def adopt(self, flow: Flow) -> None:
+        """Be this process's. Raises `ChannelClosedError` if it has ended."""
+        me = flow.slots.parties.me()
+        if self._slots.word(self._entry) == me and self._slots.subscribers.is_there(self._entry, self._token):
+            return
+        if not flow.with_get(self._slots.subscribers.adopt, self._entry, self._token, me):
+            raise self._ended()
+
+    def desert(self, flow: Flow) -> None:
+        """Leave it to be buried, if it is still this process's. Runs in finalizers."""
+        if self._slots.word(self._entry) == flow.slots.parties.me():
+            self._slots.subscribers.desert(self._entry, self._token)
+            flow.wake_all()
+
+    @staticmethod
+    def _ended() -> ChannelClosedError:
+        return ChannelClosedError(
+            "this subscription has ended: it was closed, or whoever had it dropped it or died",
+            remedy="Subscribe again; items that were published meanwhile are not seen.",
+            name=None,
+        )
+
+    def take(self, got: list[int]) -> bool:
+        """See `flow.Side`. Raises `GuardError` while another item is held, `ChannelClosedError` if it has ended."""
+        slots = self._slots
+        if not slots.subscribers.is_there(self._entry, self._token):
+            raise self._ended()
+        if slots.word(self._entry + form.HELD):
+            raise GuardError(
+                "this subscription has an item in hand already",
+                remedy="Leave the `with` block of the item before, or subscribe once for each thread.",
+            )
+        if not slots.subscribers.take(self._entry, got):
+            return False
+        if not slots.number(got[0]) % _EACH:
+            slots.note_latency(got[0])
+        return True
+
+    def give_back(self, slot: int) -> None:
+        """See `flow.Side`."""
+        self._slots.subscribers.give_back(self._entry, self._token, slot)
+
+    def untake(self, slot: int) -> None:
+        """See `flow.Side`."""
+        self._slots.subscribers.untake(self._entry, self._token, slot)
+
+    def depth(self) -> int:
+        """See `flow.Side`."""
+        return self._slots.subscribers.depth(self._entry)
+
+    def is_done(self) -> bool:
+        """See `flow.Side`."""
+        return not self.depth()
+
+    def missed(self) -> int:
+        """How many items it missed so far."""
+        return self._slots.word(self._entry + form.MISSED)
+
+    def newly_missed(self) -> int:
+        """How many items it missed since this was asked last."""
+        missed = self.missed()
+        new, self._seen_missed = missed - self._seen_missed, missed
+        return new

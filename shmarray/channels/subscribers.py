@@ -1,0 +1,198 @@
+"""Who sees the items of a broadcast.
+
+Owns: the table of subscriptions: what each comes to next, which slot it holds, what it missed; when a slot has been seen by all.
+Must not know: how anything waits; what is in a slot.
+
+A subscription's *cursor* is the number of the item it comes to next. An item counts how many subscriptions have not had it; the last one
+to be
+done with it frees its slot, so publishing costs the same for any number of them. That count follows from the cursors and from what is held,
+and is found again from them (`recount`) when a process died in the midst. Joining and leaving take both locks; all else that of those who
+take. A subscription holds one item at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from shmarray._format import channel as form
+from shmarray.errors import StoreFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ENTRIES = [form.SUBSCRIBERS + number * form.SUBSCRIBER_WORDS for number in range(form.MOST_SUBSCRIBERS)]
+
+
+class Subscribers:
+    """The table of one channel. Every method wants the get lock held, unless it says otherwise."""
+
+    __slots__ = ("_change", "_count", "_records", "_ring", "_words")
+
+    def __init__(self, words: Any, geometry: form.Geometry, change: Callable[..., None]) -> None:
+        """Use the words of a channel; `change` sets several of them, all or none."""
+        self._words = words
+        self._change = change
+        self._count = geometry.slots
+        self._records = [geometry.record(slot) for slot in range(self._count)]
+        self._ring = geometry.ring
+
+    def _there(self) -> list[int]:
+        return [entry for entry in _ENTRIES if self._words[entry]] if self._words[form.MODE] else []
+
+    def count(self) -> int:
+        """How many there are. Needs the put lock, or is a look."""
+        return len(self._there())
+
+    def owners(self) -> set[int]:
+        """Name the processes that have one. A look."""
+        return {self._words[entry] for entry in self._there()}
+
+    def entries(self) -> list[int]:
+        """Where each one's words begin. A look."""
+        return self._there()
+
+    def join(self, me: int) -> tuple[int, int]:
+        """With both locks held: subscribe a process to all that is published from now on; gives the entry, and what it is known by.
+
+        Raises `StoreFullError` if there are as many as can be.
+        """
+        words = self._words
+        entry = next((entry for entry in _ENTRIES if not words[entry]), None)
+        if entry is None:
+            raise StoreFullError(
+                f"this channel has {form.MOST_SUBSCRIBERS} subscriptions, which is as many as can be",
+                remedy="Close those that are not used any more, or let several consumers share one.",
+                limit=form.MOST_SUBSCRIBERS,
+            )
+        token = int.from_bytes(os.urandom(7), "little")
+        words[entry + form.CURSOR] = words[form.TAIL]
+        words[entry + form.HELD] = words[entry + form.MISSED] = words[entry + form.SEEN] = 0
+        words[entry + form.TOKEN] = token
+        words[entry] = me
+        words[form.SUBSCRIBED] = self.count()
+        return entry, token
+
+    def adopt(self, entry: int, token: int, me: int) -> bool:
+        """Let a subscription be that of this process, to which it has travelled; false if it is there no more."""
+        there = self.is_there(entry, token)
+        if there:
+            self._words[entry] = me
+        return there
+
+    def is_there(self, entry: int, token: int) -> bool:
+        """Whether a subscription was neither closed nor buried."""
+        return bool(self._words[entry] and self._words[entry + form.TOKEN] == token)
+
+    def leave(self, entry: int, token: int) -> None:
+        """With both locks held: end a subscription. May be repeated."""
+        if self.is_there(entry, token):
+            self._words[entry] = 0
+            self._words[form.SUBSCRIBED] = self.count()
+            self.recount()
+
+    def bury(self, dead: set[int]) -> bool:
+        """With both locks held: end the subscriptions of the dead; says whether there were any."""
+        gone = [entry for entry in self._there() if self._words[entry] in dead]
+        for entry in gone:
+            self._words[entry] = 0
+        if gone:
+            self._words[form.SUBSCRIBED] = self.count()
+            self.recount()
+        return bool(gone)
+
+    def desert(self, entry: int, token: int) -> None:
+        """Leave a subscription to be buried by whoever needs its slots: one store and no lock, for finalizers."""
+        if self.is_there(entry, token):
+            self._words[entry] = form.GONE
+
+    def has_deserted(self) -> bool:
+        """Whether there are subscriptions to bury. A look."""
+        return any(self._words[entry] == form.GONE for entry in _ENTRIES)
+
+    def are_done(self) -> bool:
+        """Whether everyone has had, and given back, all that was published."""
+        words = self._words
+        return all(
+            words[entry + form.CURSOR] == words[form.TAIL] and not words[entry + form.HELD] for entry in self._there()
+        )
+
+    def depth(self, entry: int) -> int:
+        """How many items a subscription has before it. A look."""
+        ahead: int = self._words[form.TAIL] - self._words[entry + form.CURSOR]
+        return max(0, ahead)
+
+    def take(self, entry: int, got: list[int]) -> bool:
+        """Hold the next item, its slot into `got`; false if there is none."""
+        words = self._words
+        cursor = words[entry + form.CURSOR]
+        if cursor == words[form.TAIL]:
+            return False
+        slot = words[self._ring + cursor % self._count]
+        got.append(slot)
+        # Held first: between the two it counts once as not seen, and never as seen.
+        words[entry + form.HELD] = slot + 1
+        words[entry + form.CURSOR] = cursor + 1
+        return True
+
+    def give_back(self, entry: int, token: int, slot: int) -> None:
+        """Be done with an item that is held; the last one frees its slot. May be repeated."""
+        words = self._words
+        if not self.is_there(entry, token) or words[entry + form.HELD] != slot + 1:
+            return
+        record = self._records[slot]
+        left = words[record + form.PENDING] - 1
+        words[record + form.PENDING] = left
+        words[entry + form.HELD] = 0
+        words[entry + form.SEEN] += 1
+        words[form.RECEIVED] += 1
+        if left <= 0:
+            words[form.HINT] = slot
+            words[record] = form.FREE
+
+    def untake(self, entry: int, token: int, slot: int) -> None:
+        """Come again to an item that was held and not seen. May be repeated."""
+        words = self._words
+        if self.is_there(entry, token) and words[entry + form.HELD] == slot + 1:
+            words[entry + form.CURSOR] = words[self._records[slot] + form.NUMBER]
+            words[entry + form.HELD] = 0
+
+    def recount(self) -> None:
+        """Count anew, for each item, who has not had it; free what all have had."""
+        words = self._words
+        there = [(words[entry + form.CURSOR], words[entry + form.HELD]) for entry in self._there()]
+        tail = words[form.TAIL]
+        for slot, record in enumerate(self._records):
+            state = words[record]
+            number = state & form.REST
+            if state & form.KIND == form.READY and number < tail:
+                left = sum(held == slot + 1 or cursor <= number for cursor, held in there)
+                words[record + form.PENDING] = left
+                if not left:
+                    words[record] = form.FREE
+
+    def evict(self) -> int:
+        """Drop the oldest item that nobody holds, for all who have not come to it: they miss it. Gives its slot, free; -1 if none."""
+        words = self._words
+        there = self._there()
+        held = {words[entry + form.HELD] - 1 for entry in there}
+        ready = [
+            (words[record] & form.REST, slot)
+            for slot, record in enumerate(self._records)
+            if words[record] & form.KIND == form.READY and slot not in held
+        ]
+        if not ready:
+            return -1
+        number, slot = min(ready)
+        missed = 0
+        for entry in there:
+            behind = number + 1 - words[entry + form.CURSOR]
+            if behind > 0:
+                # What lies before it and is held by others is missed with it: the order is that of publishing.
+                self._change(
+                    (entry + form.MISSED, words[entry + form.MISSED] + behind), (entry + form.CURSOR, number + 1)
+                )
+                missed += 1
+        words[form.DROPPED] += 1 if missed else 0
+        self.recount()  # which frees it
+        return slot

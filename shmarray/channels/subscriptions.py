@@ -1,0 +1,162 @@
+"""Subscriptions, as users see them.
+
+Owns: `Subscription`: one reader of a broadcast, that may travel to the process that reads.
+Must not know: the table (`subscribers`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Self
+
+from shmarray import objects, shields
+from shmarray._os import processes
+from shmarray.channels import aio
+from shmarray.channels.loans import Receipt, frames
+from shmarray.channels.sides import SubscriptionSide
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from types import TracebackType
+
+    import numpy as np
+
+    from shmarray.channels.flow import Flow
+
+_forks = [0]
+
+
+def _count_fork() -> None:
+    _forks[0] += 1
+
+
+def _nothing() -> None:
+    pass
+
+
+processes.around_fork(_count_fork, _nothing)
+
+
+class Subscription:
+    """Every item of a broadcast from the moment it was made on, in order, for one reader at a time.
+
+    Made by `Channel.subscribe`, also on behalf of another process: it travels as an argument or through a queue, and is then that
+    process's. While it lives a producer waits for it (`full="block"`), or drops what it is late for (`missed`); `close()` ends it, as the
+    death of its process does.
+
+    >>> import numpy as np, shmarray as sa
+    >>> with sa.Store() as store:
+    ...     channel = store.channel(3, np.int64, mode="broadcast")
+    ...     with channel.subscribe() as first, channel.subscribe() as second:
+    ...         channel.put([1, 2, 3])
+    ...         print(first.get(), second.get())
+    True
+    [1 2 3] [1 2 3]
+    """
+
+    __slots__ = ("__weakref__", "_channel", "_finalizer", "side")
+
+    side: SubscriptionSide
+
+    def __init__(self, channel: Any, entry: int, token: int) -> None:
+        """Stand for the subscription in the table at `entry`."""
+        self._channel = channel
+        flow = channel._flow
+        self.side = SubscriptionSide(flow.slots, entry, token)
+        whole = shields.over(objects.segment_of(channel))
+        self._finalizer = weakref.finalize(self, _desert, flow, self.side, _forks[0], whole)
+        self._finalizer.atexit = False
+
+    @classmethod
+    def make(cls, channel: Any) -> Self:
+        """Subscribe this process to a channel. Raises `StoreFullError`."""
+        flow = channel._flow
+        return cls(channel, *flow.with_both(flow.slots.subscribers.join, flow.slots.parties.me()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a handle; whoever loads it has the subscription from then on."""
+        self._finalizer.detach()
+        return _load, (type(self), self._channel, *self.side.key)
+
+    def _owned(self) -> SubscriptionSide:
+        """Be this process's: it may have come here by a fork. Raises `ChannelClosedError` if it has ended."""
+        self.side.adopt(self._channel._flow)
+        return self.side
+
+    @property
+    def missed(self) -> int:
+        """How many items were dropped because this subscription was late (`full="drop-oldest"`)."""
+        return self.side.missed()
+
+    def receive(self, timeout: float | None = None) -> Receipt:
+        """Take the next item, to be read in place; see `Channel.receive`. Only one at a time."""
+        return Receipt(self._channel, self._owned(), timeout)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002  as in multiprocessing
+        """Take the next item as a private copy; see `Channel.get`."""
+        return self._channel._get(self._owned(), objects.deadline_of(timeout if block else 0))
+
+    def get_nowait(self) -> Any:
+        """`get(block=False)`."""
+        return self.get(block=False)
+
+    def areceive(self) -> aio.Received:
+        """Take the next item in a coroutine: `async with subscription.areceive() as frame`."""
+        return aio.Received(self._channel, self._owned())
+
+    async def aget(self) -> Any:
+        """Take the next item as a private copy, in a coroutine."""
+        return await aio.get(self._channel, self._owned())
+
+    def qsize(self) -> int:
+        """How many items there are to come."""
+        return self.side.depth()
+
+    def empty(self) -> bool:
+        """Whether no item is to come now."""
+        return self.qsize() == 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go through the items until the producers have closed the channel; each slot goes back at the next step."""
+        return frames(self)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        """Go through the items in a coroutine."""
+        return aio.frames(self)
+
+    def close(self) -> None:
+        """Unsubscribe. May be repeated."""
+        self._finalizer.detach()
+        flow = self._channel._flow
+        flow.with_both(flow.slots.subscribers.leave, *self.side.key)
+        flow.wake_all()
+
+    def __enter__(self) -> Self:
+        """Give the subscription itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Show how much there is to come."""
+        return f"<Subscription to {self._channel!r}: {self.qsize()} to come, {self.missed} missed>"
+
+
+def _load(cls: type[Subscription], channel: Any, entry: int, token: int) -> Subscription:
+    """Load a handle: the subscription is this process's from now on. Raises `ChannelClosedError` if it has ended."""
+    subscription = cls(channel, entry, token)
+    subscription._owned()
+    return subscription
+
+
+def _desert(flow: Flow, side: SubscriptionSide, forks: int, whole: np.ndarray[Any, Any]) -> None:
+    """Run when a subscription is dropped without having been closed, or having travelled."""
+    del whole
+    if (
+        forks == _forks[0]
+    ):  # else a child that was forked may be about to use it; it ends with this process, or that one
+        side.desert(flow)

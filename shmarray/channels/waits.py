@@ -1,0 +1,212 @@
+"""The locks of a channel, those who wait, and the dead.
+
+Owns: doing a step under a lock; who is counted as waiting, sleeping and waking; when a stream is over; finding the dead.
+Must not know: what the steps are (`flow`), NumPy, what is in a slot.
+
+Whoever finds nothing is counted, with the lock held; looks once more; and sleeps on a word that changes with what it waits for. Whoever
+changes that word looks, after it has let the lock go, whether anybody is counted. Between the two looks lies the lock, so one of the two
+sees the other. Sleep is in slices, after each of which deaths are looked for; who is killed while it waits stays counted: then others are
+woken for nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from shmarray import objects
+from shmarray._format import channel as form
+from shmarray._os import futexes
+from shmarray.channels.slots import Slots
+from shmarray.channels.subscribers import Subscribers
+from shmarray.errors import ChannelClosedError
+from shmarray.guards import SLICE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shmarray.channels.latches import Latch
+    from shmarray.membership import Membership
+
+R = TypeVar("R")
+_clock = time.monotonic
+_GRACE = 2.0
+"""Seconds beyond the deadline for which a lock is waited for: it is held for microseconds, unless its holder was stopped."""
+
+
+class Waits:
+    """A channel's words, with all that waits. One for each mapping, valid as long as that is; keeps it for nobody."""
+
+    __slots__ = ("_looked", "_policy", "_spin", "_stays", "member", "name", "slots", "waiters", "words")
+
+    def __init__(self, words: Any, member: Membership, name: str | None) -> None:
+        """Use these words, a ctypes array, of a channel of that name."""
+        self.words = words
+        self.member = member
+        self.name = name
+        self.slots = Slots(words, member)
+        self.slots.subscribers = Subscribers(words, self.slots.geometry, self.slots.change)
+        self.waiters: dict[int, Any] = {}
+        """Of this process: who waits in coroutines, by the word; see `aio`."""
+        self._looked = _clock()
+        self._policy = words[form.FULL]
+        self._stays = bool(words[form.FLAGS] & form.STAY)
+        self._spin = words[form.SPIN] / 1e9
+
+    # -- the locks -----------------------------------------------------------------------------------------------------
+
+    def within(self, latch: Latch, deadline: float | None, work: Callable[..., R], *arguments: Any) -> R:
+        """Do `work` with a lock held. Raises `TimeoutError` if that is not to be had until well after the deadline."""
+        try:
+            code = latch.take(latch.address)
+            if code and not latch.enter(code, None if deadline is None else deadline + _GRACE):
+                message = "the lock of the channel is held by a process that does not go on: was it stopped?"
+                raise TimeoutError(message)
+            result = work(*arguments)
+        except BaseException:
+            latch.abandon()
+            raise
+        latch.let(latch.address)
+        return result
+
+    def with_put(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Do `work` as those who put."""
+        return self.within(self.slots.put_latch, None, work, *arguments)
+
+    def with_get(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Do `work` as those who take."""
+        return self.within(self.slots.get_latch, None, work, *arguments)
+
+    def with_both(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Do `work` with both locks held, in the order in which everyone takes them."""
+        if self.slots.get_latch is self.slots.put_latch:
+            return self.with_put(work, *arguments)
+        return self.with_put(lambda: self.with_get(work, *arguments))
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    def line_up(self, line: int, deadline: float | None, waits: int) -> int:
+        """With the lock held: be counted among those who wait, once; be counted out at the deadline. Gives what `waits` is next.
+
+        That is 0 for one who is not counted, else a number of the era in which it was: when some have died, all are counted anew.
+        """
+        era = self.words[form.WAIT_ERA] + 1
+        in_time = deadline is None or _clock() < deadline
+        if in_time != (waits == era):
+            self.words[line] += 1 if in_time else -1
+        return era if in_time else 0
+
+    def _count_out(self, line: int, waits: int) -> None:
+        """With the lock held: be counted no more."""
+        if waits and waits == self.words[form.WAIT_ERA] + 1:
+            self.words[line] -= 1
+
+    def count_in(self, line: int) -> int:
+        """Be counted among those who wait at a line; gives what to be counted out by."""
+        waits: int = self._section(line)(self.line_up, line, None, 0)
+        return waits
+
+    def count_out(self, line: int, waits: int) -> None:
+        """Be counted no more."""
+        self._section(line)(self._count_out, line, waits)
+
+    def _section(self, line: int) -> Callable[..., Any]:
+        return self.with_put if line == form.PUTTERS else self.with_get
+
+    def _poll(self, seen: int, deadline: float | None) -> None:
+        """Look for a new item without sleeping, for as long as was asked for."""
+        words, until = self.words, _clock() + self._spin
+        if deadline is not None:
+            until = min(until, deadline)
+        while words[form.TAIL] == seen and _clock() < until:
+            pass
+
+    def _rest(self, index: int, seen: int, deadline: float | None) -> None:
+        """Sleep until a word changes, a slice at most; now and then look for the dead."""
+        objects.wait_change(self.words, index, seen, deadline, self.member)
+        self.look_now_and_then()
+
+    def look_now_and_then(self) -> None:
+        """Look for the dead if that was not done, by this process, for a slice of time."""
+        now = _clock()
+        if now - self._looked >= SLICE:
+            self._looked = now
+            self.look_for_deaths()
+
+    # -- waking --------------------------------------------------------------------------------------------------------
+
+    def _wake(self, index: int, count: int = futexes.EVERYONE) -> None:
+        futexes.wake(ctypes.addressof(self.words) + 8 * index, count)
+
+    def stir(self, index: int) -> None:
+        """Wake all who sleep on a word, to look again."""
+        self._wake(index)
+
+    def wake_takers(self) -> None:
+        """Wake one who waits for an item; of a broadcast, all."""
+        self._wake(form.TAIL, 1 if self.words[form.MODE] == form.QUEUE else futexes.EVERYONE)
+
+    def wake_putters(self) -> None:
+        """Wake one who waits for a slot."""
+        # A number that none has seen: so that who has looked and not yet slept does not sleep.
+        self.words[form.FREED] = time.perf_counter_ns()
+        self._wake(form.FREED, 1)
+
+    def wake_joiners(self) -> None:
+        """Wake those who wait until all is done."""
+        self.words[form.DONE] = time.perf_counter_ns()
+        self._wake(form.DONE)
+
+    def wake_all(self) -> None:
+        """Wake everyone, to look again."""
+        for index in (form.FREED, form.DONE):
+            self.words[index] = time.perf_counter_ns()
+            self._wake(index)
+        self._wake(form.TAIL)
+
+    # -- the dead, and the end -----------------------------------------------------------------------------------------
+
+    def look_for_deaths(self) -> bool:
+        """Take from the dead what they have, and wake all; says whether that was anything. Raises `StoreClosedError`."""
+        dead = self.slots.dead()
+        changed = bool(dead) and self.with_both(self._bury, dead)
+        if changed:
+            self.wake_all()
+        return changed
+
+    def _bury(self, dead: set[int]) -> bool:
+        """With both locks held: take from the dead what they have, and count anew who waits: all are woken for that."""
+        changed = self.slots.bury(dead)
+        if changed:
+            self.words[form.WAIT_ERA] += 1
+            for line in (form.PUTTERS, form.GETTERS, form.JOINERS):
+                self.words[line] = 0
+        return changed
+
+    def is_over(self) -> bool:
+        """Whether nothing more will be put: it was ended, or there were producers and none is left. What is there may still be taken."""
+        words = self.words
+        return bool(
+            words[form.ENDED]
+            or (words[form.PRODUCED] and not self._stays and self.slots.parties.nobody_in(form.PRODUCERS))
+        )
+
+    @property
+    def label(self) -> str:
+        """What messages call the channel."""
+        return f"the channel {self.name!r}" if self.name is not None else "this channel"
+
+    def over(self) -> ChannelClosedError:
+        """Describe why nothing more can be put or taken."""
+        if self.words[form.ENDED]:
+            reason = "was ended"
+        elif self.is_over():
+            reason = "is at its end: all who put into it have closed it or died"
+        else:
+            reason = "has no consumer any more: all who took from it have closed it or died"
+        return ChannelClosedError(
+            f"{self.label} {reason}",
+            remedy="Make it with stay=True if others shall join later; else this is where to stop.",
+            name=self.name,
+        )
