@@ -66,6 +66,8 @@ REST = LOANED - 1
 _EPOCH_SHIFT = 8
 _LEAST = 8  # latencies below 2 ** 8 ns fall into the first bucket
 _PARTS = 4  # buckets for each doubling
+EACH = 16
+"""The latency of one item in so many is measured."""
 BUCKETS = PIDS - LATENCY  # up to 2 ** 40 ns
 
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmarray import arrays, contents, guards, objects, shields
+from shmarray import arrays, contents, guards, objects
 from shmarray._format import channel as form
+from shmarray._os import mutexes
+from shmarray.channels import quick
 from shmarray.channels.flow import Flow
 from shmarray.channels.forms import Form
 from shmarray.channels.roles import Role
@@ -23,12 +25,16 @@ from shmarray.channels.subscriptions import Subscription
 from shmarray.errors import ChannelClosedError, CorruptBlockError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shmarray._os import segments
     from shmarray.channels.flow import Side
 
 MOST_SLOTS = 1 << 16
+SMALL = 64 << 10
+"""Bytes of an item up to which it is copied with the lock held: one turn of the lock instead of two."""
+_FEW = 1024
+"""Slots up to which all are viewed beforehand, for the short way."""
 _numbers = itertools.count(1)
 
 
@@ -36,8 +42,8 @@ class Binding(objects.SharedObject):
     """An attached channel."""
 
     __slots__ = (
-        *("_data", "_finalizer", "_flow", "_form", "_generation", "_number"),
-        *("_reads", "_roles", "_side", "_subscription", "_writes"),
+        *("_data", "_dtype", "_finalizer", "_flow", "_form", "_generation", "_get_now", "_is_quick", "_number"),
+        *("_put_now", "_reads", "_roles", "_shape", "_side", "_subscription", "_writes"),
     )
 
     def _attached(self) -> None:
@@ -57,6 +63,17 @@ class Binding(objects.SharedObject):
         self._finalizer: weakref.finalize[Any, Any] | None = None
         count = self._words[form.SLOTS]
         self._writes: list[Any] = [None] * count
+        field = self._form.fields[0]
+        self._is_quick = (
+            self._form.is_single
+            and not self._form.varying
+            and self._form.nbytes <= SMALL
+            and count <= _FEW
+            and self._words[form.MODE] == form.QUEUE
+        )
+        self._dtype, self._shape = field.dtype, field.bounds
+        self._put_now: Callable[[Any], bool] | None = None
+        self._get_now: Callable[[], Any] | None = None
         self._reads: list[Any] = [None] * count
 
     def _producing(self) -> int:
@@ -64,6 +81,8 @@ class Binding(objects.SharedObject):
         role = self._roles[0]
         if not role.has(self._number):
             self._join(role)
+            if self._is_quick:
+                self._put_now = quick.putter(self._flow, self._all(self._writes, write=True))
         return self._flow.slots.parties.me()
 
     def _consuming(self) -> Side:
@@ -77,6 +96,8 @@ class Binding(objects.SharedObject):
         if not self._roles[1].has(self._number):
             self._join(self._roles[1])
             self._side = QueueSide(self._flow.slots)
+            if self._is_quick:
+                self._get_now = quick.getter(self._flow, self._all(self._reads, write=False))
         return self._side  # type: ignore[return-value]  # set with the role
 
     def _require_open(self) -> None:
@@ -90,11 +111,15 @@ class Binding(objects.SharedObject):
     def _join(self, role: Role) -> None:
         self._require_open()
         if self._finalizer is None:
-            # It is run before the mapping ends; what it is given keeps the mapping for so long.
-            whole = shields.over(objects.segment_of(self))
-            self._finalizer = weakref.finalize(self, _leave, self._roles, self._number, whole)
+            self._finalizer = weakref.finalize(self, _forget, self._roles, self._number)
             self._finalizer.atexit = False  # the end of the process is seen by all
         role.join(self._number)
+
+    def _all(self, views: list[Any], *, write: bool) -> list[Any]:
+        """View every slot."""
+        views[:] = [self._form.view(memory, (), write=write) for memory in self._data]
+        self._generation = guards.Process.generation
+        return views
 
     def _view(self, slot: int, lengths: Sequence[int], *, write: bool) -> Any:
         """View a slot as an item; whoever gets it cannot change what is kept here."""
@@ -159,14 +184,15 @@ def _flow_of(segment: segments.Segment, channel: Binding) -> Flow:
             remedy="Let both processes use the same version of shmarray.",
             path=segment.tag.path,
         )
+    if channel._guard.member.control.guard == "robust" and mutexes.NOT_ROBUST:
+        channel._guard.acquire(None)  # raises: the locks of a channel are of the kind that the guard is of
     flow = Flow(words, channel._guard.member, channel.name)
     roles = Role(flow, form.PRODUCERS, form.PRODUCED), Role(flow, form.CONSUMERS, form.CONSUMED)
     cache.setdefault("roles", roles)
     return cache.setdefault("flow", flow)  # type: ignore[no-any-return]
 
 
-def _leave(roles: tuple[Role, Role], number: int, whole: np.ndarray[Any, Any]) -> None:
-    """Run when an object that stands for a channel ends."""
-    del whole
+def _forget(roles: tuple[Role, Role], number: int) -> None:
+    """Run when an object that stands for a channel is dropped."""
     for role in roles:
-        role.leave(number)
+        role.forget(number)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from shmarray import objects
+import numpy as np
+
+from shmarray import guards, objects
 from shmarray._format import channel as form
 from shmarray.channels import aio, bindings, statistics, tasks
 from shmarray.channels.loans import Loan, Receipt, frames
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
     from shmarray.channels.flow import Side
     from shmarray.channels.statistics import ChannelStats
 
-_SMALL = 32 << 10
-"""Bytes of an item up to which it is copied with the lock held: one turn of the lock instead of two."""
+_here = guards.Process
 
 
 class Channel(bindings.Binding):
@@ -30,8 +31,8 @@ class Channel(bindings.Binding):
 
     Made by `Store.channel`; travels through any queue or argument, and is found by its name. Producers fill a slot in place
     (`with ch.loan() as frame`), consumers read it in place (`with ch.receive() as frame`); `put` and `get` copy. Any number of processes
-    and threads on both sides may come and go. A process is a producer from its first `loan` or `put` until it closes the channel, drops
-    it or ends; when the last one has, consumers take what is left, and then get `ChannelClosedError` (an `EOFError`), or their loop ends.
+    and threads on both sides may come and go. A process is a producer from its first `loan` or `put` until it closes the channel or
+    ends; when the last one has, consumers take what is left, and then get `ChannelClosedError` (an `EOFError`), or their loop ends.
 
     Whoever is killed with a slot in hand loses it: what was half filled nobody sees; what was being read is lost and counted, or with
     `redeliver=True` given to another consumer.
@@ -123,10 +124,21 @@ class Channel(bindings.Binding):
 
         Raises `queue.Full`, `ChannelClosedError`, `StoreClosedError`, `ShapeError`, `TypeError` for a dtype that would lose something.
         """
+        now = self._put_now
+        if (
+            now is not None
+            and type(obj) is np.ndarray
+            and obj.dtype is self._dtype
+            and obj.shape == self._shape
+            and meta is None
+            and self._generation == _here.generation
+            and now(obj)
+        ):
+            return True
         item, lengths = self._form.check(obj)
         me = self._producing()
         deadline = objects.deadline_of(timeout if block else 0)
-        if self._form.nbytes > _SMALL:
+        if self._form.nbytes > bindings.SMALL:
             return self._put_large(item, lengths, me, deadline, meta)
         packed = None if meta is None else self._pack(meta)
 
@@ -156,12 +168,15 @@ class Channel(bindings.Binding):
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take the next item as a private copy. Raises as `receive`."""
+        now = self._get_now
+        if now is not None and self._generation == _here.generation and (item := now()) is not None:
+            return item
         return self._get(self._consuming(), objects.deadline_of(timeout if block else 0))
 
     def _get(self, side: Side, deadline: float | None) -> Any:
         """Take the next item by that side, and copy it."""
         got: list[int] = []
-        if self._form.nbytes > _SMALL:
+        if self._form.nbytes > bindings.SMALL:
             self._flow.take(side, deadline, got)
             try:
                 item = self._form.copy(self._item(got[0]))
@@ -237,9 +252,10 @@ class Channel(bindings.Binding):
 
         Raises `ChannelClosedError` from then on, here; what was put is there for the consumers.
         """
-        self._number = -1
-        if self._finalizer is not None:
-            self._finalizer()
+        number, self._number = self._number, -1
+        self._put_now = self._get_now = None
+        for role in self._roles:
+            role.leave(number)
         if self._subscription is not None:
             self._subscription.close()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmarray import guards, objects
 from shmarray._format import channel as form
-from shmarray.errors import ChannelClosedError
+from shmarray.errors import ChannelClosedError, GuardError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +45,7 @@ class Loan:
     def __enter__(self) -> Any:
         """Claim a slot; gives its arrays. Raises `queue.Full`, `ChannelClosedError`, `StoreClosedError`, `ShapeError`."""
         channel = self._channel
+        _only_once(self._got)
         self._lengths = channel._form.lengths(self._shape)
         self._me = channel._producing()
         self._generation = guards.Process.generation
@@ -100,6 +101,7 @@ class Receipt:
     def __enter__(self) -> Any:
         """Take the next item; gives its arrays. Raises `queue.Empty`, `ChannelClosedError`, `StoreClosedError`."""
         channel = self._channel
+        _only_once(self._got)
         side = self._side or channel._consuming()
         self._side = side
         self._generation = guards.Process.generation
@@ -135,6 +137,14 @@ class Receipt:
     def _return(self) -> None:
         if self._side is not None:
             self._channel._flow.give_back(self._side, self._got)
+
+
+def _only_once(got: list[int]) -> None:
+    if got:
+        raise GuardError(
+            "this `with` block has a slot in hand already",
+            remedy="Call loan() or receive() for each `with` block.",
+        )
 
 
 def frames(source: Source) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """Whether this process puts into a channel, and whether it takes.
 
-Owns: that an entry is in the channel's table exactly as long as an object in this process has that role.
+Owns: that an entry is in the channel's table from the first object of this process that has the role to the last that is closed.
 Must not know: what the others do with the table (`flow`).
 """
 
@@ -12,6 +12,8 @@ from shmarray import guards
 
 if TYPE_CHECKING:
     from shmarray.channels.flow import Flow
+
+_DROPPED = 0
 
 
 class Role:
@@ -44,11 +46,20 @@ class Role:
         self._flow.slots.parties.enter(self._first, me)
         self._flow.words[self._ever] = 1
 
+    def forget(self, member: int) -> None:
+        """Say that an object was dropped and not closed. The process keeps its role: a worker of a pool has another object in each task.
+
+        Runs in finalizers: no lock, never raises.
+        """
+        if self.has(member):
+            self._members.add(_DROPPED)
+            self._members.discard(member)
+
     def leave(self, member: int) -> None:
-        """Take the role from an object; if it was the last, tell the others. Runs in finalizers: no lock, never raises."""
+        """Take the role from an object that is closed, and from those that were dropped; if it was the last, tell the others."""
         if not self.has(member):
             return
-        self._members.discard(member)
+        self._members -= {member, _DROPPED}
         if self._members:
             return
         me = self._flow.slots.parties.me()

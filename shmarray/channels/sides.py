@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from shmarray.channels.flow import Flow
     from shmarray.channels.slots import Slots
 
-_EACH = 16
-"""The latency of one item in so many is measured."""
-
 
 class QueueSide:
     """The consumers of a queue, in this process."""
@@ -33,7 +30,7 @@ class QueueSide:
         slots = self._slots
         if not slots.take(slots.parties.me(), got):
             return False
-        if not slots.number(got[0]) % _EACH:
+        if not slots.number(got[0]) % form.EACH:
             slots.note_latency(got[0])
         return True
 
@@ -109,7 +106,7 @@ class SubscriptionSide:
             )
         if not slots.subscribers.take(self._entry, got):
             return False
-        if not slots.number(got[0]) % _EACH:
+        if not slots.number(got[0]) % form.EACH:
             slots.note_latency(got[0])
         return True
 

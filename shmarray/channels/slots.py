@@ -42,8 +42,8 @@ class Slots:
     """The slots of one channel, as this process sees them."""
 
     __slots__ = (
-        *("_broadcasts", "_count", "_evicts", "_records", "_redelivers", "_ring", "_states", "_words"),
-        *("geometry", "get_latch", "parties", "put_latch", "subscribers"),
+        *("_broadcasts", "_count", "_evicts", "_redelivers", "_ring", "_states", "_words"),
+        *("geometry", "get_latch", "parties", "put_latch", "records", "subscribers"),
     )
     subscribers: Subscribers
     """Who sees the items of a broadcast."""
@@ -54,7 +54,7 @@ class Slots:
         self.parties = Parties(words, member)
         self._count = count = words[form.SLOTS]
         self.geometry = geometry = form.Geometry(count, words[form.RECORD_WORDS])
-        self._records = [geometry.record(slot) for slot in range(count)]
+        self.records = [geometry.record(slot) for slot in range(count)]
         self._ring = geometry.ring
         self._states = np.frombuffer(words, np.int64)[form.RECORDS : geometry.ring : geometry.record_words]
         self._broadcasts = words[form.MODE] == form.BROADCAST
@@ -71,7 +71,7 @@ class Slots:
 
     def claim(self, slot: int, me: int) -> None:
         """Let a slot that was found be this process's to fill."""
-        self._words[self._records[slot]] = form.LOANED | me
+        self._words[self.records[slot]] = form.LOANED | me
 
     def find(self) -> int:
         """Find a free slot, that which was freed last if there are several; make room if that is the policy. -1 if there is none.
@@ -80,7 +80,7 @@ class Slots:
         """
         words = self._words
         slot: int = words[form.HINT]
-        if words[self._records[slot]]:
+        if words[self.records[slot]]:
             slot = self._search()
             if slot < 0 and self._evicts:
                 slot = self._evict()
@@ -89,7 +89,7 @@ class Slots:
     def _search(self) -> int:
         if self._count <= _FEW:
             words = self._words
-            for slot, record in enumerate(self._records):
+            for slot, record in enumerate(self.records):
                 if not words[record]:
                     return slot
             return -1
@@ -98,7 +98,7 @@ class Slots:
 
     def publish(self, slot: int) -> None:
         """Let what is in a slot be the next item."""
-        words, record = self._words, self._records[slot]
+        words, record = self._words, self.records[slot]
         number = words[form.TAIL]
         words[record + form.NUMBER] = number
         words[record + form.STAMP] = _now()
@@ -113,8 +113,8 @@ class Slots:
 
     def discard(self, slot: int, me: int) -> None:
         """Give back a slot that was claimed and shall not be published. Needs no lock."""
-        if self._words[self._records[slot]] == form.LOANED | me:
-            self._words[self._records[slot]] = form.FREE
+        if self._words[self.records[slot]] == form.LOANED | me:
+            self._words[self.records[slot]] = form.FREE
             self._words[form.HINT] = slot
 
     def _evict(self) -> int:
@@ -141,13 +141,13 @@ class Slots:
         slot = self._oldest_returned() if words[form.RETURNED_COUNT] else -1
         if slot >= 0:
             left = (form.RETURNED_COUNT, words[form.RETURNED_COUNT] - 1)
-            self.change((self._records[slot], form.FREE), left, dropped)
+            self.change((self.records[slot], form.FREE), left, dropped)
             return slot
         head = words[form.HEAD]
         if head == words[form.TAIL]:
             return -1
         slot = int(words[self._ring + head % self._count])
-        self.change((self._records[slot], form.FREE), (form.HEAD, head + 1), dropped)
+        self.change((self.records[slot], form.FREE), (form.HEAD, head + 1), dropped)
         return slot
 
     def change(self, *changes: tuple[int, int]) -> None:
@@ -174,7 +174,7 @@ class Slots:
             slot = self._oldest_returned()
             if slot >= 0:
                 got.append(slot)
-                words[self._records[slot]] = form.TAKEN | me
+                words[self.records[slot]] = form.TAKEN | me
                 words[form.RETURNED_COUNT] -= 1
                 words[form.AGAIN] += 1
                 return True
@@ -183,7 +183,7 @@ class Slots:
             return False
         slot = words[self._ring + head % self._count]
         got.append(slot)
-        words[self._records[slot]] = form.TAKEN | me
+        words[self.records[slot]] = form.TAKEN | me
         words[form.HEAD] = head + 1
         return True
 
@@ -191,20 +191,20 @@ class Slots:
         words = self._words
         returned = [
             (words[record + form.NUMBER], slot)
-            for slot, record in enumerate(self._records)
+            for slot, record in enumerate(self.records)
             if words[record] & form.KIND == form.RETURNED
         ]
         return min(returned)[1] if returned else -1
 
     def give_back(self, slot: int, me: int) -> None:
         """Let a slot that was taken be free. May be repeated."""
-        if self._words[self._records[slot]] == form.TAKEN | me:
+        if self._words[self.records[slot]] == form.TAKEN | me:
             self._words[form.HINT] = slot
-            self._words[self._records[slot]] = form.FREE
+            self._words[self.records[slot]] = form.FREE
 
     def untake(self, slot: int, me: int) -> None:
         """Give an item that was taken and not seen to the next who asks. May be repeated."""
-        record = self._records[slot]
+        record = self.records[slot]
         if self._words[record] == form.TAKEN | me:
             self._return(record)
 
@@ -219,7 +219,7 @@ class Slots:
 
     def states(self) -> list[int]:
         """The state of every slot. A look."""
-        return [self._words[record] for record in self._records]
+        return [self._words[record] for record in self.records]
 
     def has_all_back(self) -> bool:
         """Whether there is nothing to take, and nothing in hand that could come back. A look."""
@@ -235,7 +235,7 @@ class Slots:
 
     def number(self, slot: int) -> int:
         """Number of the item in a slot."""
-        number: int = self._words[self._records[slot] + form.NUMBER]
+        number: int = self._words[self.records[slot] + form.NUMBER]
         return number
 
     def word(self, index: int) -> int:
@@ -250,7 +250,7 @@ class Slots:
 
     def note_latency(self, slot: int) -> None:
         """Count how long an item waited, from its publishing until now."""
-        took = _now() - self._words[self._records[slot] + form.STAMP]
+        took = _now() - self._words[self.records[slot] + form.STAMP]
         self._words[form.LATENCY + form.bucket(max(0, took))] += 1
 
     # -- after a death -------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Slots:
         """With the put lock held: undo a publishing that was cut short, and count the subscribers."""
         words = self._words
         tail = words[form.TAIL]
-        for record in self._records:
+        for record in self.records:
             if words[record] & form.KIND == form.READY and words[record] & form.REST >= tail:
                 words[record] = form.FREE
         if self._broadcasts:
@@ -275,10 +275,14 @@ class Slots:
         tail = words[form.TAIL]
         while words[form.HEAD] < tail:
             head = words[form.HEAD]
-            if words[self._records[words[self._ring + head % self._count]]] == form.READY | head:
+            if words[self.records[words[self._ring + head % self._count]]] == form.READY | head:
                 break
             words[form.HEAD] = head + 1  # it was taken, and then this was left to do
-        states = [words[record] & form.KIND for record in self._records]
+        for record in self.records:
+            state = words[record]
+            if state & form.KIND == form.READY and state & form.REST < words[form.HEAD]:
+                self._lose(record)  # it was copied (see `quick`), and then this was left to do
+        states = [words[record] & form.KIND for record in self.records]
         words[form.RETURNED_COUNT] = states.count(form.RETURNED)
 
     def _mend_all(self) -> None:
@@ -296,7 +300,7 @@ class Slots:
         """Name every process that has a part in the channel."""
         words = self._words
         there = {*self.parties.producers(), *self.parties.consumers(), *self.subscribers.owners()}
-        states = (words[record] for record in self._records)
+        states = (words[record] for record in self.records)
         there |= {state & form.REST for state in states if state & form.KIND in (form.LOANED, form.TAKEN)}
         return there
 
@@ -310,7 +314,7 @@ class Slots:
         for first in (form.PRODUCERS, form.CONSUMERS):
             for party in dead:
                 changed |= self.parties.leave(first, party)
-        for record in self._records:
+        for record in self.records:
             state = words[record]
             if state & form.REST in dead and state & form.KIND in (form.LOANED, form.TAKEN):
                 changed = True

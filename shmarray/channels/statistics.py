@@ -94,7 +94,7 @@ def look(words: Any, slots: Slots) -> ChannelStats:
 def _received(words: Any) -> int:
     """What consumers of a queue have had or have in hand."""
     gone = words[form.DROPPED] + words[form.LOST] + words[form.RETURNED_COUNT]
-    return max(0, words[form.HEAD] - gone)
+    return max(0, int(words[form.HEAD]) - int(gone))
 
 
 def _name(names: dict[str, int], number: int) -> str:

@@ -1,0 +1,105 @@
+"""The short way through a channel, for small items that are copied.
+
+Owns: putting and getting in one piece, without a call of Python's on the way, when nothing stands in it: the item has the very form of the
+channel, the lock is free, there is a slot or an item. Whatever else is said no to, and goes the long way (`flow`).
+Must not know: waiting; broadcasts.
+
+The steps are those of `slots`, each a store. An item is copied into a slot that is free, and stays so until it is published: whoever dies
+before has done nothing. An item is copied out while it is ready; then the head goes past it, and then its slot is free: whoever dies
+between the two leaves an item that is ready and before the head, which `Slots.mend_gets` counts as lost, or gives again.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from shmarray._format import channel as form
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from shmarray.channels.flow import Flow
+
+_now = time.time_ns
+_READY, _FREE = form.READY, form.FREE
+_TAIL, _HEAD, _HINT, _ENDED = form.TAIL, form.HEAD, form.HINT, form.ENDED
+_NUMBER, _STAMP, _META = form.NUMBER, form.STAMP, form.META
+_GETTERS, _PUTTERS, _JOINERS, _RETURNED = form.GETTERS, form.PUTTERS, form.JOINERS, form.RETURNED_COUNT
+_COUNT = (1 << 32) - 1
+
+
+def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any], bool]:
+    """Make what copies an array that has the form of the items into a queue, if that can be done at once; it says whether it was."""
+    words, slots, latch = flow.words, flow.slots, flow.slots.put_latch
+    take, let, address = latch.take, latch.let, latch.address
+    records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
+
+    def put_now(array: Any) -> bool:
+        try:
+            code = take(address)
+            if code:
+                latch.enter(code, None)
+            slot = words[_HINT]
+            record = records[slot]
+            if words[record]:
+                slot = slots.find()
+                record = records[slot]
+            done = slot >= 0 and not words[_ENDED]
+            if done:
+                views[slot][...] = array
+                number = words[_TAIL]
+                words[record + _NUMBER] = number
+                words[record + _STAMP] = _now()
+                words[record + _META] = 0
+                words[ring + number % count] = slot
+                words[record] = _READY | number
+                words[_TAIL] = number + 1
+        except BaseException:
+            latch.abandon()
+            raise
+        let(address)
+        if words[_GETTERS]:
+            flow.wake_takers()
+        return done
+
+    return put_now
+
+
+def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[], Any]:
+    """Make what copies the next item out of a queue, if there is one that can be had at once; else it gives None."""
+    words, slots, latch = flow.words, flow.slots, flow.slots.get_latch
+    take, let, address = latch.take, latch.let, latch.address
+    records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
+    me = slots.parties.me()
+    undone, epoch = form.UNDONE + form.slot_of(me), form.epoch_of(me) << 32
+
+    def get_now() -> Any:
+        item = None
+        try:
+            code = take(address)
+            if code:
+                latch.enter(code, None)
+            head = words[_HEAD]
+            if head != words[_TAIL] and not words[_RETURNED]:
+                slot = words[ring + head % count]
+                record = records[slot]
+                item = views[slot].copy()
+                if not head % form.EACH:
+                    slots.note_latency(slot)
+                words[_HEAD] = head + 1
+                begun = words[undone]
+                words[undone] = begun + 1 if begun & ~_COUNT == epoch else epoch | 1
+                words[_HINT] = slot
+                words[record] = _FREE
+        except BaseException:
+            latch.abandon()
+            raise
+        let(address)
+        if words[_PUTTERS] or words[_JOINERS]:
+            flow.after_giving_back()
+        return item
+
+    return get_now
