@@ -7,7 +7,7 @@ Must not know: locks, processes, NumPy.
     8     lock of those who put (64 bytes)      16   lock of those who take
     24    tail: items published                 32   head: items taken, in a queue
     40    putters who wait; turn of freed slots; the slot that was freed last; joiners who wait; turn of what was done
-    48    takers who wait
+    48    takers who wait; whether one of them may be asleep
     56    counters changed by who puts          64   counters changed by who takes
     72    journal                               88   latencies, a histogram
     216   pids, by slot of the store's table of processes
@@ -36,7 +36,7 @@ MODE, FULL, SLOTS, STRIDE, FLAGS, RECORD_WORDS, META_ROOM, SPIN = range(8)
 PUT_LOCK, GET_LOCK = 8, 16
 TAIL, HEAD = 24, 32
 PUTTERS, FREED, HINT, JOINERS, DONE = range(40, 45)
-GETTERS = 48
+GETTERS, ASLEEP = 48, 49
 REFUSED, ENDED, PRODUCED = 56, 57, 58
 DROPPED, LOST, RETURNED_COUNT, AGAIN, CONSUMED, SUBSCRIBED, RECEIVED, WAIT_ERA = range(64, 72)
 JOURNAL, LATENCY = 72, 88

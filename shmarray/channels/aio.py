@@ -100,13 +100,10 @@ class Waiter:
             flow.count_out(self._line, waits)
 
     def _sleep(self, seen: int) -> bool:
-        """Sleep a slice at most; false when it was slept to its end and the dead have been looked for."""
+        """Sleep a slice at most; false when it was slept to its end."""
         flow = self._flow
-        objects.wait_change(flow.words, self._index, seen, None, flow.member)
-        if flow.words[self._index] != seen:
-            return True
-        flow.look_for_deaths()
-        return False
+        flow.rest(self._index, seen, None)
+        return bool(flow.words[self._index] != seen)
 
     def _give_all(self, error: StoreClosedError | None) -> None:
         with self._more:

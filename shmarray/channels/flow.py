@@ -79,6 +79,7 @@ class Flow(Waits):
         try:
             while True:
                 seen = self.words[form.FREED]
+                before = waits
                 done, waits = self.within(self.slots.put_latch, deadline, self._try_claim, work, waits, deadline)
                 if done:
                     return True
@@ -87,8 +88,9 @@ class Flow(Waits):
                 if not waits:
                     self.look_now_and_then()
                     raise Full
-                if seen == self.words[form.FREED]:
-                    self._rest(form.FREED, seen, deadline)
+                # Once more when counted: who freed a slot before then did not see that anybody waits.
+                if before == waits and seen == self.words[form.FREED]:
+                    self.rest(form.FREED, seen, deadline)
         except BaseException:
             if waits:
                 self.count_out(form.PUTTERS, waits)
@@ -167,6 +169,8 @@ class Flow(Waits):
                     self.slots.get_latch, deadline, self._try_take, side, got, work, waits, deadline
                 )
                 if done is not None:
+                    if self.words[form.GETTERS] and self.words[form.MODE] == form.QUEUE:
+                        self.pass_on()
                     result: R = done[0]
                     return result
                 if self.is_over() and side.is_done():
@@ -177,7 +181,7 @@ class Flow(Waits):
                 if self._spin:
                     self._poll(seen, deadline)
                 if seen == self.words[form.TAIL]:
-                    self._rest(form.TAIL, seen, deadline)
+                    self.rest(form.TAIL, seen, deadline)
         except BaseException:
             if got:
                 self.with_get(self._untake, side, got)

@@ -100,6 +100,8 @@ def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[], An
         let(address)
         if words[_PUTTERS] or words[_JOINERS]:
             flow.after_giving_back()
+        if words[_GETTERS]:
+            flow.pass_on()
         return item
 
     return get_now

@@ -122,8 +122,10 @@ class Waits:
         while words[form.TAIL] == seen and _clock() < until:
             pass
 
-    def _rest(self, index: int, seen: int, deadline: float | None) -> None:
+    def rest(self, index: int, seen: int, deadline: float | None) -> None:
         """Sleep until a word changes, a slice at most; now and then look for the dead."""
+        if index == form.TAIL:
+            self.words[form.ASLEEP] = 1
         objects.wait_change(self.words, index, seen, deadline, self.member)
         self.look_now_and_then()
 
@@ -144,8 +146,19 @@ class Waits:
         self._wake(index)
 
     def wake_takers(self) -> None:
-        """Wake one who waits for an item; of a broadcast, all."""
-        self._wake(form.TAIL, 1 if self.words[form.MODE] == form.QUEUE else futexes.EVERYONE)
+        """Wake one who waits for an item, unless one has been woken and is on its way; of a broadcast, all.
+
+        Whoever comes first then sees to the others: see `flow`. Who goes to sleep says so before it looks at the tail for the last time.
+        """
+        if self.words[form.ASLEEP]:
+            self.words[form.ASLEEP] = 0
+            self._wake(form.TAIL, 1 if self.words[form.MODE] == form.QUEUE else futexes.EVERYONE)
+
+    def pass_on(self) -> None:
+        """As one who has come for an item: let those who wait be woken for the next, at once if it is there."""
+        self.words[form.ASLEEP] = 1
+        if self.slots.depth():
+            self.wake_takers()
 
     def wake_putters(self) -> None:
         """Wake one who waits for a slot."""
