@@ -138,7 +138,7 @@ class Form:
         if not _fits(field, array.shape):
             raise _unfit(field, array.shape)
         if array.dtype != field.dtype and not np.can_cast(array.dtype, field.dtype, "same_kind"):
-            message = f"{_what(field)} is of dtype {field.dtype}, and {array.dtype} is of another kind: convert it with astype() if that is meant"
+            message = f"{_what(field)} is of dtype {field.dtype}, and {array.dtype} is of another kind: convert it with astype()"
             raise TypeError(message)
         return array
 
