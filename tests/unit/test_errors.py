@@ -22,6 +22,7 @@ ALSO = {
     "GuardError": (RuntimeError, ValueError, AssertionError),
     "HostError": (ConnectionError, OSError),
     "LostTaskError": (RuntimeError,),
+    "ChannelClosedError": (EOFError, ValueError),
     "PoisonedError": (RuntimeError,),
     "StoreFullError": (MemoryError,),
     "DTypeError": (TypeError,),
