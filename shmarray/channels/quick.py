@@ -57,10 +57,10 @@ def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any],
                 words[ring + number % count] = slot
                 words[record] = _READY | number
                 words[_TAIL] = number + 1
-        except BaseException:
-            latch.abandon()
+            let(address)
+        except BaseException as error:
+            latch.abandon(error)
             raise
-        let(address)
         if words[_GETTERS]:
             flow.wake_takers()
         return done
@@ -94,10 +94,10 @@ def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[], An
                 words[undone] = begun + 1 if begun & ~_COUNT == epoch else epoch | 1
                 words[_HINT] = slot
                 words[record] = _FREE
-        except BaseException:
-            latch.abandon()
+            let(address)
+        except BaseException as error:
+            latch.abandon(error)
             raise
-        let(address)
         if words[_PUTTERS] or words[_JOINERS]:
             flow.after_giving_back()
         if words[_GETTERS]:

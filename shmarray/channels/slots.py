@@ -127,10 +127,10 @@ class Slots:
             if code:
                 latch.enter(code, None)
             slot = self._evict_locked()
-        except BaseException:
-            latch.abandon()
+            latch.let(latch.address)
+        except BaseException as error:
+            latch.abandon(error)
             raise
-        latch.let(latch.address)
         return slot
 
     def _evict_locked(self) -> int:

@@ -64,10 +64,10 @@ class Waits:
                 message = "the lock of the channel is held by a process that does not go on: was it stopped?"
                 raise TimeoutError(message)
             result = work(*arguments)
-        except BaseException:
-            latch.abandon()
+            latch.let(latch.address)
+        except BaseException as error:
+            latch.abandon(error)
             raise
-        latch.let(latch.address)
         return result
 
     def with_put(self, work: Callable[..., R], *arguments: Any) -> R:

@@ -1,0 +1,147 @@
+"""Deaths and interruptions at every step of what is done with a channel, one after the other.
+
+Owns: doing a deed in a forked child that is killed at its n-th line, for every n; raising out of a signal handler at its n-th step;
+stopping a process with a lock held.
+Must not know: what the deed is, and what must hold then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from shmarray._os import mutexes
+from tests.helpers.processes import reap, wait_until
+from tests.helpers.tracing import Interrupted, Interrupter, in_package, kill_at, package_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from shmarray.channels.latches import Latch
+
+_COUNTED = ("channels/", "_format/channel.py", "objects.py", "membership.py", "_os/mutexes.py", "_os/futexes.py")
+_HERE = os.path.join("channels_deaths", "scenes.py")
+
+
+def of_channels(filename: str) -> bool:
+    """Say whether the lines of a source file are to be died at: those of channels, what they call with a lock held, and the deeds."""
+    if filename.endswith(_HERE):
+        return True
+    return in_package(filename) and os.path.relpath(os.path.realpath(filename), package_directory()).startswith(
+        _COUNTED
+    )
+
+
+def in_child(deed: Callable[[], object]) -> int:
+    """Do a deed in a forked child; returns its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        gc.disable()
+        deed()
+        status = 0
+    except BaseException:  # noqa: BLE001  it would go on as a second test process
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(status)
+
+
+def sweep(
+    ready: Callable[[], object],
+    deed: Callable[[], object],
+    verify: Callable[[str], object],
+    *,
+    first: int = 1,
+    step: int = 1,
+) -> int:
+    """Kill a child before every `step`-th line of a deed; make ready before, and verify after. Returns how many deaths there were."""
+    n, deaths = first, 0
+    while True:
+        ready()
+
+        def die(n: int = n) -> None:
+            with kill_at(n, of_channels):
+                deed()
+
+        status = reap(in_child(die))
+        assert status in (0, -signal.SIGKILL), f"line {n}: {status}"
+        verify(f"killed at line {n}" if status else "not killed")
+        if not status:
+            return deaths
+        deaths += 1
+        n += step
+
+
+def interrupt_everywhere(
+    ready: Callable[[], object], deed: Callable[[], object], verify: Callable[[str], object], *, step: int = 1
+) -> int:
+    """Interrupt a deed at every `step`-th point in this process; make ready before, and verify after. Returns at how many points."""
+    n = 1
+    interruptions = 0
+    while True:
+        ready()
+        with Interrupter(n, of_channels) as interrupter, contextlib.suppress(Interrupted):
+            deed()
+        verify(interrupter.where or "not interrupted")
+        if interrupter.count < n:
+            return interruptions
+        interruptions += 1
+        n += step
+
+
+class StopInside:
+    """Stops this process (SIGSTOP) at its first line with a lock held; it goes on when it is told to (SIGCONT)."""
+
+    def __init__(self, latch: Latch) -> None:
+        """Watch for that lock."""
+        self._address = latch.address
+        self.stopped = False
+
+    def __enter__(self) -> None:
+        """Begin to watch."""
+        sys.settrace(self._enter)
+
+    def __exit__(self, *exc: object) -> None:
+        """Watch no more."""
+        sys.settrace(None)
+
+    def _enter(self, frame: FrameType, _event: str, _arg: object) -> Any:
+        return self._step if of_channels(frame.f_code.co_filename) else None
+
+    def _step(self, _frame: FrameType, event: str, _arg: object) -> Any:
+        if event == "line" and not self.stopped and mutexes.mutex_owner(self._address) == os.getpid():
+            self.stopped = True
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return self._step
+
+
+def is_stopped(pid: int) -> bool:
+    """Say whether a process was stopped by a signal."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0] == b"T"
+
+
+def stopped(latch: Latch, deed: Callable[[], object]) -> int:
+    """Do a deed in a child that is stopped as soon as it has a lock; returns its pid once that is so."""
+
+    def run() -> None:
+        with StopInside(latch):
+            deed()
+
+    pid = in_child(run)
+    wait_until(lambda: is_stopped(pid), 20, "the child was not stopped with the lock held")
+    return pid
+
+
+def go_on(pid: int) -> int:
+    """Let a stopped child go on, and wait for its end."""
+    os.kill(pid, signal.SIGCONT)
+    return reap(pid)
