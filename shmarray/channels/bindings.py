@@ -116,7 +116,9 @@ class Binding(objects.SharedObject):
         role.join(self._number)
 
     def _all(self, views: list[Any], *, write: bool) -> list[Any]:
-        """View every slot."""
+        """View every slot, for this process: what a forked child inherited would take and put in its parent's name."""
+        if self._generation != guards.Process.generation:
+            self._put_now = self._get_now = None
         views[:] = [self._form.view(memory, (), write=write) for memory in self._data]
         self._generation = guards.Process.generation
         return views

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from shmarray._format import channel as form
+from shmarray.guards import SLICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from shmarray.channels.flow import Flow
 
 _now = time.time_ns
+_clock = time.monotonic
 _READY, _FREE = form.READY, form.FREE
 _TAIL, _HEAD, _HINT, _ENDED = form.TAIL, form.HEAD, form.HINT, form.ENDED
 _NUMBER, _STAMP, _META = form.NUMBER, form.STAMP, form.META
@@ -40,11 +42,11 @@ def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any],
     def put_now(array: Any) -> bool:
         try:
             code = take(address)
-            if code:
-                latch.enter(code, None)
+            if code and not latch.enter(code, _clock() + SLICE):
+                return False
             slot = words[_HINT]
             record = records[slot]
-            if words[record]:
+            if words[record] and not words[_ENDED]:  # else nothing is dropped to make room
                 slot = slots.find()
                 record = records[slot]
             done = slot >= 0 and not words[_ENDED]
@@ -80,8 +82,8 @@ def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[], An
         item = None
         try:
             code = take(address)
-            if code:
-                latch.enter(code, None)
+            if code and not latch.enter(code, _clock() + SLICE):
+                return None
             head = words[_HEAD]
             if head != words[_TAIL] and not words[_RETURNED]:
                 slot = words[ring + head % count]
