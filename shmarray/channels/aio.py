@@ -176,10 +176,10 @@ class Received:
 
     __slots__ = ("_channel", "item")
 
-    def __init__(self, channel: Lender, side: Side | None) -> None:
-        """Stand ready; `item` has the sequence, time, and so on."""
+    def __init__(self, channel: Lender, side: Side | None, keep: object = None) -> None:
+        """Stand ready; `item` has the sequence, time, and so on, and keeps what shall not end before it."""
         self._channel = channel
-        self.item = Receipt(channel, side, 0)
+        self.item = Receipt(channel, side, 0, keep)
 
     async def __aenter__(self) -> Any:
         """Take the next item, when there is one. Raises as `Receipt`, but for `queue.Empty`."""

@@ -80,7 +80,7 @@ class Receipt:
     The arrays are the slot itself, not writable: what is to be kept must be copied.
     """
 
-    __slots__ = ("_channel", "_generation", "_got", "_side", "_timeout", "meta", "missed", "sequence", "time")
+    __slots__ = ("_channel", "_generation", "_got", "_keep", "_side", "_timeout", "meta", "missed", "sequence", "time")
 
     meta: Any
     """What the producer gave with the item; None if nothing."""
@@ -91,9 +91,10 @@ class Receipt:
     missed: int
     """Of a broadcast: how many items were dropped, for this subscription, since the one before."""
 
-    def __init__(self, channel: Lender, side: Side | None, timeout: float | None) -> None:
-        """Stand ready; nothing is taken before the `with` block begins."""
+    def __init__(self, channel: Lender, side: Side | None, timeout: float | None, keep: object = None) -> None:
+        """Stand ready; nothing is taken before the `with` block begins. `keep` is what ends when it is dropped, and its slots with it."""
         self._channel = channel
+        self._keep = keep
         self._side = side
         self._timeout = timeout
         self._got: list[int] = []

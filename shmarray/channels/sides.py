@@ -97,7 +97,7 @@ class SubscriptionSide:
     def take(self, got: list[int]) -> bool:
         """See `flow.Side`. Raises `GuardError` while another item is held, `ChannelClosedError` if it has ended."""
         slots = self._slots
-        if not slots.subscribers.is_there(self._entry, self._token):
+        if not slots.subscribers.adopt(self._entry, self._token, slots.parties.me()):
             raise self._ended()
         if slots.word(self._entry + form.HELD):
             raise GuardError(

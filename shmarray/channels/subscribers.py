@@ -68,25 +68,31 @@ class Subscribers:
         token = int.from_bytes(os.urandom(7), "little")
         words[entry + form.CURSOR] = words[form.TAIL]
         words[entry + form.HELD] = words[entry + form.MISSED] = words[entry + form.SEEN] = 0
+        words[entry + form.CLOSING] = 0
         words[entry + form.TOKEN] = token
         words[entry] = me
         words[form.SUBSCRIBED] = self.count()
         return entry, token
 
     def adopt(self, entry: int, token: int, me: int) -> bool:
-        """Let a subscription be that of this process, to which it has travelled; false if it is there no more."""
+        """Let a subscription be that of this process, to which it has travelled; false if it is there no more.
+
+        What has an item in hand stays with the process that has it: if another's death ended it, the slot would be filled under the reader.
+        """
         there = self.is_there(entry, token)
-        if there:
+        if there and not self._words[entry + form.HELD]:
             self._words[entry] = me
         return there
 
     def is_there(self, entry: int, token: int) -> bool:
-        """Whether a subscription was neither closed nor buried."""
-        return bool(self._words[entry] and self._words[entry + form.TOKEN] == token)
+        """Whether a subscription was neither closed nor dropped nor buried."""
+        return self._words[entry] not in (0, form.GONE) and bool(self._words[entry + form.TOKEN] == token)
 
     def leave(self, entry: int, token: int) -> None:
-        """With both locks held: end a subscription. May be repeated."""
-        if self.is_there(entry, token):
+        """With both locks held: end a subscription; if it has an item in hand, when that is given back. May be repeated."""
+        if self.is_there(entry, token) and self._words[entry + form.HELD]:
+            self._words[entry + form.CLOSING] = 1
+        elif self.is_there(entry, token):
             self._words[entry] = 0
             self._words[form.SUBSCRIBED] = self.count()
             self.recount()
@@ -149,13 +155,23 @@ class Subscribers:
         if left <= 0:
             words[form.HINT] = slot
             words[record] = form.FREE
+        if words[entry + form.CLOSING]:
+            words[entry] = form.GONE
 
     def untake(self, entry: int, token: int, slot: int) -> None:
         """Come again to an item that was held and not seen. May be repeated."""
         words = self._words
         if self.is_there(entry, token) and words[entry + form.HELD] == slot + 1:
-            words[entry + form.CURSOR] = words[self._records[slot] + form.NUMBER]
-            words[entry + form.HELD] = 0
+            number = words[self._records[slot] + form.NUMBER]
+            if words[entry + form.CURSOR] == number + 1:
+                words[entry + form.CURSOR] = number
+                words[entry + form.HELD] = 0
+            else:
+                # What comes after it was dropped meanwhile; so it is missed as well.
+                self._change((entry + form.MISSED, words[entry + form.MISSED] + 1), (entry + form.HELD, 0))
+                self.recount()
+            if words[entry + form.CLOSING]:
+                words[entry] = form.GONE
 
     def recount(self) -> None:
         """Count anew, for each item, who has not had it; free what all have had."""

@@ -42,7 +42,7 @@ class Subscription:
 
     Made by `Channel.subscribe`, also on behalf of another process: it travels as an argument or through a queue, and is then that
     process's. While it lives a producer waits for it (`full="block"`), or drops what it is late for (`missed`); `close()` ends it, as the
-    death of its process does.
+    death of its process does; what is in hand stays as it is until it is given back.
 
     >>> import numpy as np, shmarray as sa
     >>> with sa.Store() as store:
@@ -90,7 +90,7 @@ class Subscription:
 
     def receive(self, timeout: float | None = None) -> Receipt:
         """Take the next item, to be read in place; see `Channel.receive`. Only one at a time."""
-        return Receipt(self._channel, self._owned(), timeout)
+        return Receipt(self._channel, self._owned(), timeout, self)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take the next item as a private copy; see `Channel.get`."""
@@ -102,7 +102,7 @@ class Subscription:
 
     def areceive(self) -> aio.Received:
         """Take the next item in a coroutine: `async with subscription.areceive() as frame`."""
-        return aio.Received(self._channel, self._owned())
+        return aio.Received(self._channel, self._owned(), self)
 
     async def aget(self) -> Any:
         """Take the next item as a private copy, in a coroutine."""

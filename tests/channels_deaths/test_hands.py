@@ -1,0 +1,206 @@
+"""Nobody fills a slot that another reads: whatever becomes, meanwhile, of the subscription by which it was taken."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import queue
+import signal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import shmarray as sa
+from tests.channels_deaths import deaths
+from tests.helpers.processes import kill_and_reap, reap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shmarray.channels import Channel
+
+SIZE = 100
+
+
+def flood(channel: Channel) -> None:
+    """Put more than there is room for, the dead being looked for."""
+    for number in range(10, 20):
+        channel._flow._looked = 0.0
+        try:
+            channel.put(np.full(SIZE, number), timeout=0)
+        except queue.Full:
+            channel._flow.look_for_deaths()
+
+
+@pytest.fixture(params=["block", "drop-oldest", "drop-new"])
+def channel(request: pytest.FixtureRequest, store: sa.Store) -> Channel:
+    """A broadcast."""
+    return store.channel(SIZE, np.int64, slots=2, mode="broadcast", full=request.param)
+
+
+def is_usable(channel: Channel) -> None:
+    """All slots are there for those who come now."""
+    channel._flow.look_for_deaths()
+    assert channel.stats().held == ()
+    assert channel.stats().subscribers == ()
+    with channel.subscribe() as late:
+        for number in (1, 2):
+            assert channel.put(np.full(SIZE, number), block=False)
+        assert [int(late.get(timeout=5)[0]) for _ in range(2)] == [1, 2]
+
+
+def test_a_subscription_that_is_dropped_keeps_the_item_in_hand(channel: Channel) -> None:
+    """The block of an item outlives every name of the subscription, and frees its slot at its end."""
+
+    def first() -> Any:
+        subscription = channel.subscribe()
+        channel.put(np.full(SIZE, 1))
+        return subscription.receive()
+
+    with first() as frame:
+        gc.collect()
+        flood(channel)
+        assert (frame == 1).all()
+    flood(channel)
+    is_usable(channel)
+
+
+def test_a_subscription_that_is_closed_keeps_the_item_in_hand(channel: Channel) -> None:
+    """It ends when the item is given back, and takes no other before."""
+    subscription = channel.subscribe()
+    channel.put(np.full(SIZE, 1))
+    with subscription.receive() as frame:
+        subscription.close()
+        subscription.close()
+        flood(channel)
+        assert (frame == 1).all()
+    with pytest.raises(sa.ChannelClosedError):
+        subscription.get(timeout=5)
+    flood(channel)
+    is_usable(channel)
+
+
+def test_a_channel_that_is_closed_keeps_the_item_in_hand(channel: Channel) -> None:
+    """The same for the subscription that a channel object has by itself."""
+    again = pickle.loads(pickle.dumps(channel))
+    with pytest.raises(queue.Empty):
+        again.get_nowait()
+    channel.put(np.full(SIZE, 1))
+    with again.receive() as frame:
+        again.close()
+        flood(channel)
+        assert (frame == 1).all()
+    flood(channel)
+    is_usable(channel)
+
+
+@pytest.mark.parametrize("deed", [lambda given: given.receive(), lambda given: given.get(timeout=0)])
+def test_a_forked_child_does_not_end_what_its_parent_has_in_hand(channel: Channel, deed: Callable[[Any], Any]) -> None:
+    """A child that asks for the next item while its parent reads one is refused or waits; its death harms nobody."""
+    with channel.subscribe() as subscription:
+        channel.put(np.full(SIZE, 1))
+        with subscription.receive() as frame:
+
+            def play() -> None:
+                with pytest.raises(sa.GuardError):
+                    deed(subscription).__enter__()
+
+            assert reap(deaths.in_child(play)) == 0
+            flood(channel)
+            assert (frame == 1).all()
+    is_usable(channel)
+
+
+def test_a_parent_does_not_end_what_its_forked_child_has_in_hand(channel: Channel) -> None:
+    """The child has the item in its own name, whoever asked for the next one before it was taken."""
+    subscription = channel.subscribe()
+    channel.put(np.full(SIZE, 1), meta=None)
+    ready, go = os.pipe(), os.pipe()
+
+    def play() -> None:
+        item = subscription.receive()
+        os.write(ready[1], b"!")
+        os.read(go[0], 1)  # meanwhile the parent asks too
+        with item as frame:
+            os.write(ready[1], b"!")
+            os.read(go[0], 1)
+            assert (frame == 1).all()
+
+    pid = deaths.in_child(play)
+    os.read(ready[0], 1)
+    subscription.receive()  # it is the parent's again
+    os.write(go[1], b"!")
+    os.read(ready[0], 1)
+    assert [each.pid for each in channel.stats().subscribers] == [pid]
+    os.write(go[1], b"!")
+    assert reap(pid) == 0
+    is_usable(channel)
+    for end in (*ready, *go):
+        os.close(end)
+
+
+def test_what_a_killed_child_has_in_hand_comes_back(channel: Channel) -> None:
+    """The subscription ends with the process that took by it, and others who had it are told."""
+    subscription = channel.subscribe()
+    channel.put(np.full(SIZE, 1))
+    ready = os.pipe()
+
+    def play() -> None:
+        subscription.receive().__enter__()
+        os.write(ready[1], b"!")
+        signal.pause()
+
+    pid = deaths.in_child(play)
+    os.read(ready[0], 1)
+    kill_and_reap(pid)
+    is_usable(channel)
+    with pytest.raises(sa.ChannelClosedError):
+        subscription.get(timeout=5)
+    for end in ready:
+        os.close(end)
+
+
+def test_a_child_killed_before_it_used_a_subscription_leaves_it_to_its_parent(channel: Channel) -> None:
+    """Nothing has changed: the parent takes the next item."""
+    with channel.subscribe() as subscription:
+        channel.put(np.full(SIZE, 1))
+        ready = os.pipe()
+
+        def play() -> None:
+            os.write(ready[1], b"!")
+            signal.pause()
+
+        pid = deaths.in_child(play)
+        os.read(ready[0], 1)
+        kill_and_reap(pid)
+        channel._flow.look_for_deaths()
+        assert (subscription.get(timeout=5) == 1).all()
+        for end in ready:
+            os.close(end)
+    is_usable(channel)
+
+
+def test_an_item_that_is_given_back_unseen_never_leads_to_another(store: sa.Store) -> None:
+    """If what comes after it was dropped meanwhile, it is missed too: a slot that is free, or is being filled, is nobody's to read."""
+    channel = store.channel(SIZE, np.int64, slots=3, mode="broadcast", full="drop-oldest")
+    with channel.subscribe() as subscription:
+        flow = channel._flow
+        for dropped in (0, 1, 2, 5):
+            before = channel.stats()
+            for number in range(3):
+                channel.put(np.full(SIZE, number))
+            got: list[int] = []
+            flow.take(subscription.side, 0.0, got)
+            for number in range(3, 3 + dropped):
+                channel.put(np.full(SIZE, number))
+            flow.with_get(flow._untake, subscription.side, got)
+            found = []
+            while not subscription.empty():
+                found.append(int(subscription.get(timeout=5)[0]))
+            last = 3 + dropped
+            assert found == list(range(0 if not dropped else dropped + 1, last)), dropped
+            after = channel.stats()
+            assert after.missed - before.missed + len(found) == last
+    is_usable(channel)
