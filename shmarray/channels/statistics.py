@@ -1,7 +1,7 @@
 """How a channel stands.
 
 Owns: `ChannelStats`, read from the words of a channel without any lock: each number is right for one moment, together they may be of
-several.
+several. The words may be a copy: `inspection` reads them from the file of a channel that this process has no part in.
 Must not know: how the numbers come about.
 """
 
@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shmarray._format import channel as form
+from shmarray._format import control
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from shmarray.channels.slots import Slots
 
 _PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
 _HANDS = {form.LOANED: "loan", form.TAKEN: "receive"}
+_ENTRIES = range(form.SUBSCRIBERS, form.RECORDS, form.SUBSCRIBER_WORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,74 +68,96 @@ class ChannelStats:
 
 
 def look(words: Any, slots: Slots) -> ChannelStats:
-    """Read the words of a channel."""
+    """Read the words of a channel that this process has."""
+    return of(words, slots.states())
+
+
+def of(words: Any, states: Sequence[int]) -> ChannelStats:
+    """Read words, or a copy of those before the records, together with the state of every slot."""
     broadcasts = words[form.MODE] == form.BROADCAST
-    subscribers = tuple(_subscriber(words, slots, entry) for entry in slots.subscribers.entries())
-    states = slots.states()
-    dropped_late = words[form.DROPPED]
+    entries = [entry for entry in _ENTRIES if words[entry]] if broadcasts else []
+    subscribers = tuple(_subscriber(words, entry) for entry in entries)
+    ready = sum(state & form.KIND == form.READY for state in states)
+    ahead = words[form.TAIL] - words[form.HEAD] + words[form.RETURNED_COUNT]
     return ChannelStats(
         mode=_name(form.MODES, words[form.MODE]),
         full=_name(form.POLICIES, words[form.FULL]),
         slots=words[form.SLOTS],
-        depth=sum(state & form.KIND == form.READY for state in states) if broadcasts else slots.depth(),
+        depth=ready if broadcasts else max(0, ahead),
         sent=words[form.TAIL],
         received=words[form.RECEIVED] if broadcasts else _received(words),
-        dropped=words[form.REFUSED] + dropped_late,
+        dropped=words[form.REFUSED] + words[form.DROPPED],
         missed=sum(subscriber.missed for subscriber in subscribers),
         lost=words[form.LOST],
         redelivered=words[form.AGAIN],
-        producers=tuple(map(slots.parties.pid_of, slots.parties.producers())),
-        consumers=tuple(map(slots.parties.pid_of, slots.parties.consumers())),
+        producers=_pids(words, form.PRODUCERS),
+        consumers=_pids(words, form.CONSUMERS),
         subscribers=subscribers,
         waiting_to_send=words[form.PUTTERS],
         waiting_to_receive=words[form.GETTERS],
-        held=tuple(_held(words, slots, states)),
-        latency=_latency(words[form.LATENCY : form.LATENCY + form.BUCKETS]),
+        held=tuple(_held(words, entries, states)),
+        latency=percentiles(latencies(words)),
         ended=bool(words[form.ENDED]),
     )
 
 
+def _pid(words: Any, party: int) -> int:
+    pid: int = words[form.PIDS + form.slot_of(party)]
+    return pid
+
+
+def _pids(words: Any, first: int) -> tuple[int, ...]:
+    """Pids of the processes in a table."""
+    table = words[first : first + control.SLOTS]
+    return tuple(words[form.PIDS + slot] for slot, word in enumerate(table) if word)
+
+
 def _received(words: Any) -> int:
     """What consumers of a queue have had or have in hand."""
-    gone = words[form.DROPPED] + words[form.LOST] + words[form.RETURNED_COUNT]
-    return max(0, int(words[form.HEAD]) - int(gone))
+    left: int = words[form.HEAD] - words[form.DROPPED] - words[form.LOST] - words[form.RETURNED_COUNT]
+    return max(0, left)
 
 
 def _name(names: dict[str, int], number: int) -> str:
     return next((name for name, each in names.items() if each == number), "?")
 
 
-def _subscriber(words: Any, slots: Slots, entry: int) -> SubscriberStats:
+def _subscriber(words: Any, entry: int) -> SubscriberStats:
     return SubscriberStats(
-        pid=slots.parties.pid_of(words[entry]) if words[entry] != form.GONE else 0,
-        depth=slots.subscribers.depth(entry),
+        pid=_pid(words, words[entry]) if words[entry] != form.GONE else 0,
+        depth=max(0, words[form.TAIL] - words[entry + form.CURSOR]),
         received=words[entry + form.SEEN],
         missed=words[entry + form.MISSED],
     )
 
 
-def _held(words: Any, slots: Slots, states: list[int]) -> list[tuple[int, str, int]]:
+def _held(words: Any, entries: Iterable[int], states: Sequence[int]) -> list[tuple[int, str, int]]:
     held = [
-        (slot, _HANDS[state & form.KIND], slots.parties.pid_of(state & form.REST))
+        (slot, _HANDS[state & form.KIND], _pid(words, state & form.REST))
         for slot, state in enumerate(states)
         if state & form.KIND in _HANDS
     ]
     held += [
-        (words[entry + form.HELD] - 1, "receive", slots.parties.pid_of(words[entry]))
-        for entry in slots.subscribers.entries()
+        (words[entry + form.HELD] - 1, "receive", _pid(words, words[entry]))
+        for entry in entries
         if words[entry + form.HELD] and words[entry] != form.GONE
     ]
     return sorted(held)
 
 
-def _latency(histogram: list[int]) -> dict[str, float] | None:
-    total = sum(histogram)
-    if not total:
-        return None
+def latencies(words: Any) -> dict[float, int]:
+    """How many of the measured latencies were at most so many seconds, and more than the number before."""
+    histogram = words[form.LATENCY : form.LATENCY + form.BUCKETS]
+    return {form.bucket_top(index): count for index, count in enumerate(histogram) if count}
+
+
+def percentiles(counts: Mapping[float, int]) -> dict[str, float] | None:
+    """Read off what share of these latencies, in rising order, were at most how long; None if there are none."""
+    total = sum(counts.values())
     found, passed = {}, 0
     wanted = list(_PERCENTILES)
-    for index, count in enumerate(histogram):
+    for seconds, count in counts.items():
         passed += count
         while wanted and passed >= wanted[0][1] * total:
-            found[wanted.pop(0)[0]] = form.bucket_top(index)
-    return found
+            found[wanted.pop(0)[0]] = seconds
+    return found or None

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import shmarray
-from shmarray.cli import doctor, gc, ls, table
+from shmarray.cli import doctor, gc, ls, table, top
 from shmarray.cli.answers import FINE, FOUND, INTERRUPTED, WRONG, Answer, UsageError, near
 from shmarray.demo import run as demo
 from shmarray.errors import ShmArrayError
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PROGRAM = "python -m shmarray"
-_MODULES = {"ls": ls, "gc": gc, "doctor": doctor}
+_MODULES = {"ls": ls, "top": top, "gc": gc, "doctor": doctor}
 _DEMO = "shade an elevation model in parallel, by pickling and in shared memory, and compare"
-_FLAGS = ("--json", "--all", "--dry-run", "--directory", "--help", "--version")
+_FLAGS = ("--json", "--all", "--dry-run", "--directory", "--interval", "--once", "--help", "--version")
 _COMMANDS = (*_MODULES, "demo")
 _EPILOG = """exit codes:
   0    all is well

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
-    from shmarray.inspection import Block, Process, Store, Survey
+    from shmarray.inspection import Block, Channel, Process, Store, Survey
 
 SUMMARY = "list the stores of this user, their arrays, and who holds them"
 _SHOWN = 20  # blocks of one store without --all
@@ -171,7 +171,7 @@ def _cells(row: _Row, blocks: Mapping[str, Block]) -> list[str]:
         _name(block, numbered=row.keeps),
         block.kind,
         _shape(block),
-        block.dtype or "-",
+        _dtype(block),
         size_text(row.bytes),
         "-" if block.creator is None else f"{block.creator.pid}{'' if alive else ' dead'}",
         _held_by(block, blocks),
@@ -237,9 +237,20 @@ def _name(block: Block, *, numbered: bool = False) -> str:
 def _shape(block: Block) -> str:
     if block.kind == "tree":
         return count(block.arrays, "array")
-    if block.shape is None:
-        return "-"
-    return "(" + ", ".join(map(str, block.shape)) + ("," if len(block.shape) == 1 else "") + ")"
+    if block.channel is not None:
+        return f"{block.channel.stats.depth}/{block.channel.stats.slots} x {items(block.channel)}"
+    return "-" if block.shape is None else str(block.shape)
+
+
+def items(channel: Channel) -> str:
+    """Write the shapes of the arrays of an item, by their names if they have any."""
+    return ", ".join(str(item.shape) if item.name is None else f"{item.name} {item.shape}" for item in channel.items)
+
+
+def _dtype(block: Block) -> str:
+    if block.channel is not None:
+        return ", ".join(item.dtype for item in block.channel.items)
+    return block.dtype or "-"
 
 
 def _pids(pids: Sequence[int], most: int) -> str:

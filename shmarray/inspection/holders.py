@@ -23,9 +23,10 @@ _UNNAMED = re.compile(r"#\d+")  # what the kernel calls a file made without a na
 class Holders:
     """Which processes map which file, as it was when first asked."""
 
-    def __init__(self, uid: int) -> None:
-        """Look at processes of that user, and at those of root."""
+    def __init__(self, uid: int, *, aloof: bool = False) -> None:
+        """Look at processes of that user, and at those of root. `aloof`: ask for no kernel lock, not for a moment."""
         self._uid = uid
+        self.aloof = aloof
         self._read = False
         self._awaited: dict[int, set[tuple[int, int] | tuple[str, int]] | None] = {}
         self._files: dict[tuple[int, int], set[int]] = defaultdict(set)
@@ -96,19 +97,20 @@ class Holders:
         unknown = (pids for file, pids in self._files.items() if file[0] == device and file not in known)
         return tuple(sorted(set().union(*unknown)))
 
+    def is_free(self, path: str) -> bool:
+        """Whether nobody maps the file, by the kernel's word; false if it cannot be asked, or must not: doubt means alive."""
+        if self.aloof:
+            return False
+        try:
+            fd = segments.open_existing(path, write=False)
+        except OSError:
+            return False
+        try:
+            return flocks.try_exclusive(fd)
+        finally:
+            fd.close()
+
 
 def is_alive(pid: int, start: int) -> bool:
     """Whether the process `pid` of our pid namespace that started then is there."""
     return not processes.is_provably_gone(processes.Identity(pid, start, processes.pid_namespace()))
-
-
-def is_free(path: str) -> bool:
-    """Whether nobody maps the file, by the kernel's word; false also if it cannot be asked."""
-    try:
-        fd = segments.open_existing(path, write=False)
-    except OSError:
-        return False
-    try:
-        return flocks.try_exclusive(fd)
-    finally:
-        fd.close()

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from shmarray import reaper
 from shmarray._format import names
 from shmarray._os import segments
-from shmarray.inspection.holders import is_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shmarray._format.names import StoreKey
+    from shmarray.inspection.holders import Holders
     from shmarray.inspection.records import Block
 
 
@@ -77,7 +77,7 @@ def _handles(key: StoreKey, found: list[tuple[str, str]], there: dict[int, str])
     return Handles(tuple(in_flight), kept, tuple(sorted(set(keepers))), tuple(stale))
 
 
-def follow(blocks: Iterable[Block]) -> list[Block]:
+def follow(blocks: Iterable[Block], holders: Holders) -> list[Block]:
     """Call dead what is kept only in blocks that nobody can reach: it goes with them, and what is kept in it as well.
 
     Blocks that keep each other in a circle stay live: nobody removes them before the store ends.
@@ -89,7 +89,7 @@ def follow(blocks: Iterable[Block]) -> list[Block]:
         changed = False
         for index, block in enumerate(found):
             alone = block.state == "live" and block.name is None and not (block.holders or block.unclaimed)
-            if alone and block.kept_in and all(file in dead for file in block.kept_in) and is_free(block.file):
+            if alone and block.kept_in and all(file in dead for file in block.kept_in) and holders.is_free(block.file):
                 reason = f"it is kept in {os.path.basename(block.kept_in[0])}, which nobody can reach"
                 found[index] = dead[block.file] = replace(block, state="dead", reason=reason)
                 changed = True

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from shmarray import reaper
 from shmarray._format import names
 from shmarray._os import segments
-from shmarray.inspection.holders import is_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +40,7 @@ def doubt(blocks: Sequence[Block], holders: Holders, named: Iterable[tuple[int, 
             return f"process {block.holders[0]} maps one of its blocks"
         if block.creator is not None and block.creator.alive:
             return f"process {block.creator.pid}, which made one of its blocks, is alive"
-        if not is_free(block.file):
+        if not holders.is_free(block.file):
             return "a process that cannot be seen from here holds one of its blocks"
     unnamed = holders.of_unnamed(segments.status_of(segments.SHM_DIRECTORY).st_dev, named)
     if unnamed:

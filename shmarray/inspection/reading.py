@@ -15,8 +15,9 @@ from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import flocks, segments
 from shmarray.errors import ShmArrayError
+from shmarray.inspection import channels
 from shmarray.inspection.access import Accesses
-from shmarray.inspection.holders import is_alive, is_free
+from shmarray.inspection.holders import is_alive
 from shmarray.inspection.records import Block, Process
 
 if TYPE_CHECKING:
@@ -122,9 +123,15 @@ class Reader:
         if kind.startswith(names.WARM):
             return {**facts, "state": "warm", "kind": "memory"}
         try:
-            facts |= self._described(kind, blockfiles.read_header(fd, info.st_size))
+            head = blockfiles.read_header(fd, info.st_size)
+            facts |= self._described(kind, head)
+            if facts["kind"] == "Channel":
+                content = contents.decode(head.meta)
+                facts["channel"] = channels.read(fd, content, head.nbytes, elsewhere=self._elsewhere)
         except UNREADABLE as error:
             return {**facts, "state": "damaged", "reason": text(error)}
+        if self._holders.aloof:
+            return facts
         waiters = self._holders.waiting(holders, info, self._store.directory)
         guard = self._accesses.of(fd, info.st_size, holders, waiters)
         if guard is not None and not holders and not flocks.try_exclusive(fd):
@@ -168,7 +175,7 @@ class Reader:
         if self._store.state in _ENDED:
             return {**facts, "state": "dead", "reason": _ENDED[self._store.state]}
         named = facts.get("name") is not None
-        if facts["holders"] or named or handles.kept or not is_free(path):
+        if facts["holders"] or named or handles.kept or not self._holders.is_free(path):
             return facts
         if facts["state"] == "warm":
             return {**facts, "state": "dead", "reason": "who kept it is gone"}

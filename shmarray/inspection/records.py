@@ -25,6 +25,10 @@ and a block:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shmarray.channels.statistics import ChannelStats
 
 POISONABLE = ("array", "tree")
 """Kinds of blocks that stay poisoned until someone puts the data right; other objects do so by themselves."""
@@ -64,13 +68,40 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """One array of each item of a channel; `name` is None where it is all there is, `shape` has None for a length that varies."""
+
+    name: str | None
+    shape: tuple[int | None, ...]
+    max_shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A channel at one moment: what an item is (at most `item_bytes` bytes), and how it stands.
+
+    `read_at` is in seconds since the epoch; `gone` are the pids among all those named that have ended, and of which those who are left
+    have not taken notice; `latencies` has, since the channel was made, how many items took so many seconds at most and more than the
+    number before.
+    """
+
+    items: tuple[Item, ...]
+    item_bytes: int
+    read_at: float
+    gone: tuple[int, ...]
+    latencies: tuple[tuple[float, int], ...]
+    stats: ChannelStats
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """One block: sizes in bytes, `age` in seconds, `holders` the pids that map it now.
 
     `kind` is "array", "tree", what the store calls another object ("Lock", "Event", ...), "draft" (being made), "memory" (kept
     warm), "handle" (its block is deleted) or "unknown". `arrays` counts the arrays of a tree, `unclaimed` the handles in flight;
     `kept_in` are the files of the blocks in which handles to it lie. `bytes` is the data, `file_bytes` what it takes. `reason` explains
-    a state that is not live. `guard` is None where the file has none.
+    a state that is not live. `guard` is None where the file has none, `channel` for what is no channel.
     """
 
     file: str
@@ -87,6 +118,7 @@ class Block:
     unclaimed: int = 0
     kept_in: tuple[str, ...] = ()
     guard: Guard | None = None
+    channel: Channel | None = None
     age: float | None = None
     reason: str | None = None
 

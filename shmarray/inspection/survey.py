@@ -17,7 +17,7 @@ from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, processes, segments, words
 from shmarray.inspection import links, orphans
-from shmarray.inspection.holders import Holders, is_alive, is_free
+from shmarray.inspection.holders import Holders, is_alive
 from shmarray.inspection.reading import UNREADABLE, Reader, identity, text
 from shmarray.inspection.records import Process, Store, Stray, Survey
 
@@ -29,21 +29,23 @@ if TYPE_CHECKING:
 SHM = segments.SHM_DIRECTORY
 
 
-def survey(directories: Iterable[str] = ()) -> Survey:
+def survey(directories: Iterable[str] = (), *, aloof: bool = False) -> Survey:
     """Look at all stores of this user, wherever their blocks are, and at what else lies in `directories`.
 
-    Raises `OSError` for a directory that cannot be read. What is damaged or goes away meanwhile raises nothing.
+    `aloof` is for who looks again and again: no kernel lock is asked for, not for a moment, so nobody ever waits for it; guards are not
+    read, and what may be in use counts as in use. Raises `OSError` for a directory that cannot be read. What is damaged or goes away
+    meanwhile raises nothing.
     """
-    return _Look(os.geteuid()).survey([SHM, *(os.path.realpath(directory) for directory in directories)])
+    return _Look(os.geteuid(), aloof=aloof).survey([SHM, *(os.path.realpath(directory) for directory in directories)])
 
 
 class _Look:
     """One survey under way."""
 
-    def __init__(self, uid: int) -> None:
+    def __init__(self, uid: int, *, aloof: bool) -> None:
         self.uid = uid
         self.now = time.time()
-        self.holders = Holders(uid)
+        self.holders = Holders(uid, aloof=aloof)
         self.others = 0
         self.strays: list[Stray] = []
         self._files: dict[StoreKey, list[str]] = defaultdict(list)
@@ -133,7 +135,7 @@ class _Look:
         # The guardian maps the control file too, and takes no part in the store.
         participants = tuple(pid for pid in self.holders.of(info, SHM) if pid != guardian)
         state = layout.STATES[_word(page, layout.STATE_AT)]
-        if not participants and not owned and is_free(path) and self._is_unclaimed(key, record.directory):
+        if not participants and not owned and self.holders.is_free(path) and self._is_unclaimed(key, record.directory):
             state = "leftover"
         elif state == "open" and not owned:
             state = "dead"
@@ -163,7 +165,7 @@ class _Look:
 
     def _is_unclaimed(self, key: StoreKey, directory: str) -> bool:
         path = reaper.claim_path(directory, key)
-        return directory == SHM or not segments.exists(path) or is_free(path)
+        return directory == SHM or not segments.exists(path) or self.holders.is_free(path)
 
     def _deserted(self, key: StoreKey) -> Store | None:
         """Describe what there is of a store without a control file; None if nothing is, or it has one after all."""
@@ -174,7 +176,7 @@ class _Look:
         directory = os.path.dirname(files[0])
         claim = reaper.claim_path(directory, key)
         if claim in files:
-            if is_free(claim):
+            if self.holders.is_free(claim):
                 reason = "its control file went with an earlier boot"
                 return self._with_blocks(key, Store(_id(key), "leftover", directory, reason=reason, removable=True))
             reason = "a process holds its claim on the directory"
@@ -194,7 +196,7 @@ class _Look:
             if kind not in (names.CONTROL, names.CLAIM) and not kind.startswith(names.IN_FLIGHT)
         ]
         found += [reader.stranded(key.prefix + kind, stranded) for kind, stranded in handles.items()]
-        blocks = links.follow(block for block in found if block is not None)
+        blocks = links.follow((block for block in found if block is not None), self.holders)
         there = sorted(blocks, key=lambda block: (-block.bytes, block.file))
         return replace(store, blocks=tuple(there), bytes=sum(block.file_bytes for block in there))
 

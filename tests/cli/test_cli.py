@@ -6,7 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shmarray as sa
-from shmarray import inspection
-from shmarray.cli import answers, doctor, gc, table
+from shmarray import channels, inspection
+from shmarray.cli import answers, doctor, gc, table, top
 from shmarray.cli.table import Column, Screen
 from tests.cli.places import WHOLE, facts, shmarray
 from tests.helpers.processes import environment, run_script
@@ -39,14 +39,14 @@ def many() -> Iterator[sa.Store]:
 def test_without_arguments_there_is_help_and_an_exit_code_of_2() -> None:
     """Help goes to standard output and names every command and exit code."""
     text = shmarray().expect(2)
-    for word in ("usage:", "ls", "gc", "doctor", "demo", "--version", "exit codes:"):
+    for word in ("usage:", "ls", "top", "gc", "doctor", "demo", "--version", "exit codes:"):
         assert word in text
 
 
 def test_help_and_version_end_well() -> None:
     """`--help` of all and of each command, and `--version`, end with 0."""
     assert shmarray("--version").expect() == f"shmarray {sa.__version__}\n"
-    for command in ((), ("ls",), ("gc",), ("doctor",), ("demo",)):
+    for command in ((), ("ls",), ("top",), ("gc",), ("doctor",), ("demo",)):
         assert "usage: python -m shmarray" in shmarray(*command, "--help").expect()
 
 
@@ -57,6 +57,11 @@ WRONG = {
     ("ls", "--jsn"): "unknown argument '--jsn'; did you mean --json?",
     ("gc", "--dryrun"): "unknown argument '--dryrun'; did you mean --dry-run?",
     ("gc", "--directory"): "expected one argument",
+    ("top", "--interval", "often"): "invalid float value: 'often'",
+    ("top", "--interval", "0"): "--interval lies between 0.05 and 3600 seconds",
+    ("top", "--interval", "nan"): "--interval lies between 0.05 and 3600 seconds",
+    ("top", "--directory", "/no/such/place"): "--directory '/no/such/place' is not a directory",
+    ("top", "--onec"): "unknown argument '--onec'; did you mean --once?",
     ("doctor", "everything"): "unknown argument 'everything'",
     ("--json",): "unknown argument '--json'",
     ("ls", "one", "two"): "unknown argument 'two'",
@@ -117,7 +122,7 @@ import signal, sys
 from shmarray import inspection
 from shmarray.cli import main
 
-def survey(*args):
+def survey(*args, **options):
     {action}
 
 inspection.survey = survey
@@ -125,7 +130,7 @@ sys.exit(main([{command!r}]))
 """
 
 
-@pytest.mark.parametrize("command", ["ls", "gc", "doctor"])
+@pytest.mark.parametrize("command", ["ls", "top", "gc", "doctor"])
 def test_ctrl_c_ends_with_130_and_without_a_word(command: str) -> None:
     """SIGINT in the middle of a command ends it quietly."""
     source = IN_THE_MIDDLE.format(action="signal.raise_signal(signal.SIGINT)", command=command)
@@ -153,11 +158,12 @@ def test_the_json_has_the_fields_that_are_documented() -> None:
     """Every field of every record that `--json` writes stands in `docs/cli.md`, and every answer has its schema."""
     with open(os.path.join(ROOT, "docs", "cli.md"), encoding="utf-8") as file:
         text = file.read()
-    for command in ("ls", "gc", "doctor"):
+    for command in ("ls", "top", "gc", "doctor"):
         answer = facts(command)
         assert (answer["schema"], answer["command"]) == (answers.SCHEMA, command)
         assert [field for field in answer if f"`{field}`" not in text] == []
-    records = [inspection.Store, inspection.Block, inspection.Guard, inspection.Poison, inspection.Process]
+    records: list[Any] = [inspection.Store, inspection.Block, inspection.Guard, inspection.Poison, inspection.Process]
+    records += [inspection.Channel, inspection.Item, channels.ChannelStats, channels.SubscriberStats, top.Rates]
     for record in (*records, inspection.Stray, gc.Removed, gc.Left, doctor.Finding):
         fields = [field.name for field in dataclasses.fields(record)]
         assert [field for field in fields if f"`{field}`" not in text] == [], record

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import pickle
 import re
@@ -92,6 +94,31 @@ def test_other_shared_objects_are_called_what_they_are(store: sa.Store) -> None:
     assert {name: found[name]["kind"] for name in "les"} == {"l": "Lock", "e": "Event", "s": "Semaphore"}
     assert {block["state"] for block in found.values()} == {"live"}
     del kept
+
+
+def test_a_channel_shows_what_goes_through_it(store: sa.Store) -> None:
+    """Shape, dtype, depth and slots of a channel stand where those of arrays do; `--json` has them, and what `stats()` says."""
+    camera = store.channel((480, 640, 3), np.uint8, slots=4, name="camera")
+    sizes = {"rgb": ((None, 3), "u1"), "depth": ((5,), "f4")}
+    fields = store.channel(
+        sizes, max_shape={"rgb": (9, 3)}, slots=2, mode="broadcast", full="drop-oldest", name="fields"
+    )
+    camera.put(np.zeros((480, 640, 3), np.uint8))
+    text = shmarray("ls", "ls-open").expect()
+    assert re.search(r"^  camera +Channel +1/4 x \(480, 640, 3\) +uint8 ", text, re.MULTILINE)
+    assert re.search(r"^  fields +Channel +0/2 x rgb \(None, 3\), depth \(5,\) +uint8, float32 ", text, re.MULTILINE)
+    found = {name: blocks_of("ls-open")[name]["channel"] for name in ("camera", "fields")}
+    assert found["camera"]["items"] == [
+        {"name": None, "shape": [480, 640, 3], "max_shape": [480, 640, 3], "dtype": "uint8"}
+    ]
+    assert found["camera"]["item_bytes"] == 480 * 640 * 3
+    assert [(item["name"], item["shape"], item["max_shape"]) for item in found["fields"]["items"]] == [
+        ("rgb", [None, 3], [9, 3]),
+        ("depth", [5], [5]),
+    ]
+    for name, channel in (("camera", camera), ("fields", fields)):
+        assert found[name]["stats"] == json.loads(json.dumps(dataclasses.asdict(channel.stats())))
+    assert blocks_of("ls-open")["camera"]["shape"] is None
 
 
 @pytest.mark.core
