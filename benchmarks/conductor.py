@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.cases.case import Case, Samples
-    from benchmarks.measure import Measure, Scale
+    from benchmarks.measure import Measure, Scale, Summary
 
 SHM = "/dev/shm"  # noqa: S108  what is measured lies there
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -225,18 +225,27 @@ def _described(name: str, outcome: Outcome) -> dict[str, Any]:
 
 def _measured(case: type[Case], measure: Measure, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """Summarise one measure: a row for each contender that has samples, and the verdict on each aim."""
-    taken = {name: [one.get(measure.key, []) for one in outcome.rounds] for name, outcome in outcomes.items()}
-    summaries = {name: summary(rounds) for name, rounds in taken.items() if any(rounds)}
+    summaries = _summaries(measure.key, outcomes)
     reference = summaries.get(case.rivals[0])
     rows = []
     for name, found in summaries.items():
-        row = {"contender": name, "seconds": dataclasses.asdict(found), "times_reference": None}
+        row = {"contender": name, measure.unit: dataclasses.asdict(found), "times_reference": None}
         if reference is not None and found is not reference:
             row["times_reference"] = dataclasses.asdict(ratio(found, reference))
         rows.append(row)
-    verdicts = [judge(aim, summaries) for aim in case.aims if aim.measure == measure.key]
+    verdicts = [
+        judge(aim, summaries, _summaries(aim.than_measure, outcomes) if aim.than_measure else None)
+        for aim in case.aims
+        if aim.measure == measure.key
+    ]
     aims = [{**dataclasses.asdict(verdict), "text": verdict.text} for verdict in verdicts if verdict is not None]
-    return {"key": measure.key, "title": measure.title, "nbytes": measure.nbytes, "rows": rows, "aims": aims}
+    return {**dataclasses.asdict(measure), "rows": rows, "aims": aims}
+
+
+def _summaries(measure: str, outcomes: dict[str, Outcome]) -> dict[str, Summary]:
+    """Summarise what each contender has samples of."""
+    taken = {name: [one.get(measure, []) for one in outcome.rounds] for name, outcome in outcomes.items()}
+    return {name: summary(rounds) for name, rounds in taken.items() if any(rounds)}
 
 
 def leftovers(tag: str) -> list[str]:

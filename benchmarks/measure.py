@@ -16,9 +16,10 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-Comparison = Literal["rate", "time", "median", "most", "beyond"]
+Comparison = Literal["rate", "time", "size", "median", "most", "beyond"]
+Unit = Literal["seconds", "bytes"]
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_SIGNS = {"rate": "≥", "time": "≤", "median": "≤", "most": "≤", "beyond": "≤"}
+_SIGNS = {"rate": "≥", "time": "≤", "size": "≤", "median": "≤", "most": "≤", "beyond": "≤"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,20 +47,26 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measure:
-    """One quantity of a case. `nbytes`, if given, is what is moved in that time, so that a rate can be shown."""
+    """One quantity of a case.
+
+    `nbytes`, if given, is what is moved in that time, and `items` what happens once in it, so that a rate can be shown. `unit` is
+    what samples are in: "seconds" or "bytes".
+    """
 
     key: str
     title: str
     nbytes: int | None = None
+    items: str | None = None
+    unit: Unit = "seconds"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Aim:
     """What is to be reached: contender `of` against contender `than` in one measure.
 
-    `how` is "rate" (at least `bound` times the rate of `than`), "time" (at most `bound` times the time of `than`), "median"
-    (a median of at most `bound` seconds; no `than`), "most" (at most `bound` seconds each time; no `than`), or "beyond" (at most
-    `bound` seconds more than `than`).
+    `how` is "rate" (at least `bound` times the rate of `than`), "time" or "size" (at most `bound` times the time, or bytes, of
+    `than`), "median" (a median of at most `bound` seconds; no `than`), "most" (at most `bound` seconds each time; no `than`), or
+    "beyond" (at most `bound` seconds more than `than`). `than_measure` is the measure of `than`, if it is not the same one.
     """
 
     measure: str
@@ -67,6 +74,7 @@ class Aim:
     how: Comparison
     bound: float
     than: str | None = None
+    than_measure: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,8 +141,9 @@ class Verdict:
         """Say the aim and what became of it."""
         aim = self.aim
         sign = _SIGNS[aim.how]
-        if aim.how in ("rate", "time"):
-            what = f"aim: {sign} {aim.bound:g} {_TIMES} the {aim.how} of {aim.than}"
+        if aim.how in ("rate", "time", "size"):
+            where = f' in "{aim.than_measure}"' if aim.than_measure else ""
+            what = f"aim: {sign} {aim.bound:g} {_TIMES} the {aim.how} of {aim.than}{where}"
             value = ratio_text(self.value.median, self.value.low, self.value.high)
         elif aim.how == "most":
             what = f"aim: {sign} {time_text(aim.bound)} each time"
@@ -145,10 +154,10 @@ class Verdict:
         return f"{what}: {value}{',' if aim.how == 'most' else ''} {'reached' if self.reached else 'MISSED'}"
 
 
-def judge(aim: Aim, summaries: dict[str, Summary]) -> Verdict | None:
-    """Judge an aim; None when one of the two was not measured."""
+def judge(aim: Aim, summaries: dict[str, Summary], others: dict[str, Summary] | None = None) -> Verdict | None:
+    """Judge an aim; None when one of the two was not measured. `others` are the summaries of `than_measure`, if there is one."""
     of = summaries.get(aim.of)
-    than = summaries.get(aim.than) if aim.than is not None else None
+    than = (summaries if others is None else others).get(aim.than) if aim.than is not None else None
     if of is None or (aim.than is not None and than is None):
         return None
     if aim.how == "most":
@@ -193,6 +202,27 @@ def _ratio(value: float) -> str:
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def size_text(nbytes: float) -> str:
+    """Write an amount of memory for people.
+
+    >>> size_text(1.5 * 2**30), size_text(-300 * 2**10)
+    ('1.5 GiB', '-300 KiB')
+    """
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if abs(nbytes) >= 1 << power:
+            return f"{nbytes / (1 << power):.3g} {unit}"
+    return f"{nbytes:.0f} bytes"
+
+
+def count_text(number: float) -> str:
+    """Write how many for people, in three digits.
+
+    >>> count_text(46.04), count_text(1_234.5), count_text(954_321), count_text(1_300_000)
+    ('46', '1,230', '954,000', '1,300,000')
+    """
+    return f"{float(f'{number:.3g}'):,.{0 if number >= 99.95 else 1}f}".removesuffix(".0")
 
 
 def rate_text(bytes_per_second: float) -> str:

@@ -32,18 +32,23 @@ class Peer:
         self._process = context.Process(target=_serve, args=(make, tag, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self._result()
+        self.answer()
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call `function(adapter, *args)` there and return its result. Raises `PeerError`."""
+        self.ask(function, *args)
+        return self.answer()
+
+    def ask(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call `function(adapter, *args)` there, and wait for nothing: `answer` does."""
         self.pipe.send((function, args))
-        return self._result()
 
     def begin(self, function: Callable[[Any, Connection], None]) -> None:
         """Let `function(adapter, pipe)` run there; until it returns, which `end` brings about, `pipe` is between it and the caller."""
         self.pipe.send((function, None))
 
-    def _result(self) -> Any:
+    def answer(self) -> Any:
+        """Wait for what was asked for last, and return its result. Raises `PeerError`."""
         if not self.pipe.poll(_PATIENCE):
             message = f"the peer has not answered for {_PATIENCE:.0f} s"
             raise PeerError(message)
@@ -69,8 +74,10 @@ class Peer:
         """Nothing more to do: it runs already."""
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        """End the process."""
+    def __exit__(self, kind: object, *exc: object) -> None:
+        """End the process; when something failed it may wait for what never comes, so it is killed."""
+        if kind is not None:
+            self._process.kill()
         self.end()
 
 
@@ -81,13 +88,14 @@ def _serve(make: Callable[[str], Any], tag: str, pipe: Connection) -> None:
     while True:
         try:
             function, args = pipe.recv()
-        except EOFError:
-            return
+        except (EOFError, ConnectionResetError):  # or it was closed before all that was said had been read
+            break
         if args is None:
             function(adapter, pipe)
-            return
+            break
         try:
             answer = (True, function(adapter, *args))
         except Exception:  # noqa: BLE001  whatever it is, the caller raises it
             answer = (False, traceback.format_exc())
         pipe.send(answer)
+    adapter.leave()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure import rate_text, ratio_text, time_text
+from benchmarks.measure import count_text, rate_text, ratio_text, size_text, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,17 +61,30 @@ def _head(result: dict[str, Any]) -> list[str]:
 
 
 def _header(case: dict[str, Any], measure: dict[str, Any]) -> list[str]:
-    return [measure["title"], *_COLUMNS, "rate" if measure["nbytes"] else "samples", f"time ÷ {case['reference']}"]
+    last = "rate" if measure["nbytes"] else f"{measure['items']}/s" if measure.get("items") else "samples"
+    what = "memory" if _unit(measure) == "bytes" else "time"
+    return [measure["title"], *_COLUMNS, last, f"{what} ÷ {case['reference']}"]
+
+
+def _unit(measure: dict[str, Any]) -> str:
+    """Tell what samples are in; older results have seconds only, and do not say it."""
+    unit: str = measure.get("unit", "seconds")
+    return unit
 
 
 def _rows(case: dict[str, Any], measure: dict[str, Any]) -> Iterator[list[str]]:
+    unit = _unit(measure)
+    write = size_text if unit == "bytes" else time_text
     for row in measure["rows"]:
-        seconds, times = row["seconds"], row["times_reference"]
+        found, times = row[unit], row["times_reference"]
         name = row["contender"]
         label = _MARKS[case["contenders"][name]["kind"]] + name
-        last = rate_text(measure["nbytes"] / seconds["median"]) if measure["nbytes"] else str(seconds["count"])
+        if measure["nbytes"]:
+            last = rate_text(measure["nbytes"] / found["median"])
+        else:
+            last = count_text(1 / found["median"]) if measure.get("items") else str(found["count"])
         compared = ratio_text(times["median"], times["low"], times["high"]) if times else ""
-        yield [label, *(time_text(seconds[column]) for column in _COLUMNS), last, compared]
+        yield [label, *(write(found[column]) for column in _COLUMNS), last, compared]
 
 
 def _aims(measure: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -57,6 +57,9 @@ class Adapter:
     def join(self, invitation: Any) -> None:
         """Join, in a peer, what another process has opened."""
 
+    def leave(self) -> None:
+        """In a peer that is about to end: let go of what it has joined."""
+
 
 class Creates(abc.ABC):
     """Makes and frees arrays."""
