@@ -37,6 +37,9 @@ def main(case_name: str, rival_name: str, tag: str, scale: str, descriptor: str)
         except ModuleNotFoundError as error:
             _say(line, {"skipped": f"{error.name} is not installed"})
             return 0
+        except ImportError as error:
+            _say(line, {"skipped": f"it cannot be imported here: {error}"})
+            return 0
         case = CASES[case_name](adapter(tag), Scale.of(quick=scale == "quick"))
         try:
             with case.cleanup:

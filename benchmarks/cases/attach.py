@@ -24,7 +24,17 @@ class Attach(Case):
 
     name: ClassVar[str] = "attach"
     question: ClassVar[str] = "reach a 64 MiB array of another process and read its first element"
-    rivals: ClassVar[tuple[str, ...]] = (*_OURS, "SharedMemory", "SharedMemoryManager", "open + mmap by hand")
+    rivals: ClassVar[tuple[str, ...]] = (
+        *_OURS,
+        "SharedMemory",
+        "SharedMemoryManager",
+        "SharedArray",
+        "shared-ndarray2",
+        "pyarrow",
+        "ray",
+        "vineyard",
+        "open + mmap by hand",
+    )
     aims: ClassVar[tuple[Aim, ...]] = tuple(
         Aim(measure, ours, "median", bound) for ours in _OURS for measure, bound in (("first", 60e-6), ("again", 5e-6))
     )
@@ -44,9 +54,8 @@ class Attach(Case):
     def set_up(self) -> None:
         """Make the array, and start a process that will attach it again and again."""
         self.open()
-        block = self.adapter.create(_SIZE)
+        block = self.adapter.filled(_SIZE, _CONTENT)
         self.cleanup.callback(self.adapter.free, block)
-        self.adapter.view(block)[:] = _CONTENT
         self._handle = self.adapter.handle(block)
         self._peer = self.cleanup.enter_context(self._start())
         self._peer.call(type(self.adapter).join, self.adapter.invitation())
@@ -66,10 +75,8 @@ class Attach(Case):
                 with self._start() as fresh:
                     found["joining"].append(fresh.call(_join_and_attach, pickle.dumps(invitation), self._handle))
         found.update(self._peer.call(_again, self._handle, self.scale))
-        blocks = [self.adapter.create(_NEW_SIZE) for _ in range(_NEW)]
+        blocks = [self.adapter.filled(_NEW_SIZE, _CONTENT) for _ in range(_NEW)]
         try:
-            for block in blocks:
-                self.adapter.view(block)[:] = _CONTENT
             found["new"] = self._peer.call(_each, [self.adapter.handle(block) for block in blocks])
         finally:
             while blocks:

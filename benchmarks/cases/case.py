@@ -10,14 +10,14 @@ import abc
 import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from benchmarks.rivals.interface import UnableError
+
 if TYPE_CHECKING:
     from benchmarks.measure import Aim, Measure, Scale
 
+__all__ = ["Case", "Samples", "UnableError", "size_title"]
+
 Samples = dict[str, list[float]]
-
-
-class UnableError(Exception):
-    """The contender cannot do what is asked of it on this machine; the message says why. It is no failure of the benchmark."""
 
 
 class Case(abc.ABC):

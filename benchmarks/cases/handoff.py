@@ -28,6 +28,13 @@ class HandOff(Case):
         "SharedMemory, mapping kept",
         "pickle over a Pipe",
         "joblib",
+        "SharedArray",
+        "shared-ndarray2",
+        "pyarrow",
+        "torch",
+        "ray",
+        "vineyard",
+        "dask",
         _LIMIT,
         "200 bytes by send_bytes",
     )

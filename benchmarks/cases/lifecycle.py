@@ -24,6 +24,9 @@ class Lifecycle(Case):
         "shmarray, anonymous",
         "SharedMemory",
         "SharedMemoryManager",
+        "SharedArray",
+        "shared-ndarray2",
+        "torch",
         "open + mmap by hand",
     )
 

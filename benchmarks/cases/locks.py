@@ -31,6 +31,7 @@ class Locking(Case):
         _MANAGER,
         "portalocker",
         "filelock",
+        "UltraDict",
     )
     once: ClassVar[tuple[str, ...]] = ("crowd",)
     aims: ClassVar[tuple[Aim, ...]] = (

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from benchmarks.rivals.interface import Array
 
 _SMALL, _LARGE = 64 << 20, 1 << 30
+_SERVERS = ("ray", "vineyard")
 
 
 class Put(Case):
@@ -30,6 +31,13 @@ class Put(Case):
         "SharedMemory",
         "SharedMemoryManager",
         "joblib",
+        "SharedArray",
+        "shared-ndarray2",
+        "pyarrow",
+        "torch",
+        "ray",
+        "vineyard",
+        "dask",
         "open + mmap by hand",
         "np.copyto into faulted memory",
     )
@@ -37,6 +45,8 @@ class Put(Case):
         Aim(f"fresh {_SMALL}", "shmarray", "rate", 1.8, "SharedMemory"),
         Aim(f"put {_SMALL}", "shmarray", "rate", 7.0, "SharedMemory"),
         Aim(f"put {_SMALL}", "shmarray", "rate", 1.0, "np.copyto into faulted memory"),
+        *(Aim(f"{what} {_SMALL}", "shmarray", "rate", 1.2, server) for what in ("fresh", "put") for server in _SERVERS),
+        Aim(f"put {_LARGE}", "shmarray", "rate", 1.0, "vineyard"),
         Aim(f"put {_LARGE}", "shmarray", "rate", 12.0, "SharedMemory"),
     )
 
@@ -76,7 +86,9 @@ class Put(Case):
         for size in self.sizes(self.scale):
             source = self._small if size == _SMALL else _source(size)
             if size == _SMALL:
-                found[f"fresh {size}"] = [self._fresh(source) for _ in self.scale.samples(least=2)]
+                found[f"fresh {size}"] = [
+                    self._fresh(source) for _ in self.scale.samples(least=1 if self.scale.quick else 2)
+                ]
             for _ in range(2):  # what keeps memory has it from the first, and has mapped all of it from the second
                 self._once(source)
             pairs = [self._once(source) for _ in self.scale.samples(least=2)]

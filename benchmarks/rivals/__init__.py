@@ -44,6 +44,13 @@ RIVALS = {
         Rival("SharedMemoryManager", "rival", "manager", "Managed"),
         Rival("pickle over a Pipe", "rival", "pickling", "Pickled"),
         Rival("joblib", "rival", "joblib_memmap", "Joblib", ("joblib",)),
+        Rival("SharedArray", "rival", "sharedarray_module", "SharedArrays", ("SharedArray",)),
+        Rival("shared-ndarray2", "rival", "shared_ndarray2_module", "SharedNDArrays", ("shared-ndarray2",)),
+        Rival("pyarrow", "rival", "pyarrow_files", "Tensors", ("pyarrow",)),
+        Rival("torch", "rival", "torch_tensors", "Tensors", ("torch",)),
+        Rival("ray", "rival", "ray_objects", "Objects", ("ray",)),
+        Rival("vineyard", "rival", "vineyard_objects", "Objects", ("vineyard",)),
+        Rival("dask", "rival", "dask_cluster", "Scattered", ("distributed",)),
         Rival("lock of an array", "ours", "locking", "Ours"),
         Rival("write() of an array", "ours", "locking", "Write"),
         Rival("read() of an array, a writer waits", "ours", "locking", "Read"),
@@ -51,6 +58,7 @@ RIVALS = {
         Rival("Manager().Lock", "rival", "locking", "OfManager"),
         Rival("portalocker", "rival", "portalocker_file", "PortaLocker", ("portalocker",)),
         Rival("filelock", "rival", "filelock_file", "FileLock", ("filelock",)),
+        Rival("UltraDict", "rival", "ultradict_lock", "Ultra", ("UltraDict", "atomics")),
         Rival("a channel", "ours", "ours_channel", "Channel"),
         Rival("a channel, spin=1e-3", "ours", "ours_channel", "Spinning"),
         Rival("multiprocessing.Queue", "rival", "queues", "Queue"),
@@ -75,6 +83,6 @@ RIVALS = {
 
 
 def load(rival: Rival) -> type[Adapter]:
-    """Import the adapter of a contender; raises `ModuleNotFoundError` where something it needs is not installed."""
+    """Import the adapter of a contender; raises `ImportError` where something it needs is not there."""
     module = importlib.import_module(f"{__name__}.{rival.module}")
     return cast("type[Adapter]", getattr(module, rival.adapter))

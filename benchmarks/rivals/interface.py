@@ -1,6 +1,6 @@
 """What a way to share arrays can do, as adapters say it.
 
-Owns: the abilities (`Creates`, `Puts`, `Attaches`, `HandsOff`); a case measures whoever has the one it is about.
+Owns: the abilities (`Creates`, `Puts`, `Reaches`, `Attaches`, `HandsOff`, `Locks`); a case measures whoever has the one it is about.
 Must not know: any particular way.
 
 A *block* is whatever an adapter makes of an array: cases only pass it on. What is timed is exactly one of these calls, or a
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[np.int64]]
 WORD = 8
 _ANSWER = 8
+
+
+class UnableError(Exception):
+    """A contender cannot do what is asked of it on this machine; the message says why. It is no failure of the benchmark."""
 
 
 class Adapter:
@@ -92,8 +96,20 @@ class Puts(abc.ABC):
         """Give back what is kept of freed blocks, untimed: the next gets fresh memory."""
 
 
-class Attaches(Creates):
-    """Reaches an array that another process has made."""
+class Reaches(abc.ABC):
+    """Reaches an array that another process has made, and that need not be writable."""
+
+    @abc.abstractmethod
+    def filled(self, nbytes: int, value: int) -> Any:
+        """Make a block, untimed, whose elements are all the same."""
+
+    @abc.abstractmethod
+    def view(self, block: Any) -> Array:
+        """Give the array of a block, as in `Creates`."""
+
+    @abc.abstractmethod
+    def free(self, block: Any) -> None:
+        """Free a block, as in `Creates`."""
 
     @abc.abstractmethod
     def handle(self, block: Any) -> Any:
@@ -106,6 +122,16 @@ class Attaches(Creates):
     @abc.abstractmethod
     def drop(self, block: Any) -> None:
         """Let go of an attached block; the caller drops its reference next, and counts that in."""
+
+
+class Attaches(Creates, Reaches):
+    """Reaches an array that another process has made, and both may write it."""
+
+    def filled(self, nbytes: int, value: int) -> Any:
+        """Create and fill."""
+        block = self.create(nbytes)
+        self.view(block)[:] = value
+        return block
 
 
 class HandsOff(abc.ABC):
