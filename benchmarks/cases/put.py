@@ -89,7 +89,9 @@ class Put(Case):
                 found[f"fresh {size}"] = [
                     self._fresh(source) for _ in self.scale.samples(least=1 if self.scale.quick else 2)
                 ]
-            for _ in range(2):  # what keeps memory has it from the first, and has mapped all of it from the second
+            # What keeps memory has it from the first, and has mapped all of it from the second; a server that frees some time
+            # later, and was started anew to be cold, needs some more.
+            for _ in self.scale.samples(least=6) if size == _SMALL else range(2):
                 self._once(source)
             pairs = [self._once(source) for _ in self.scale.samples(least=2)]
             found[f"put {size}"] = [pair[0] for pair in pairs]
