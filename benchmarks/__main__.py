@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks [--quick] [--only NAME] [--json FILE]`.
+"""The command: `python -m benchmarks [--quick] [--only NAME] [--json FILE] [--plot DIR]`.
 
 Owns: arguments, progress, the result as a whole, exit status: 0 all ran, 1 a contender failed or something was left, 2 wrong
 arguments, 130 interrupted. Whether an aim is reached is no matter of exit status.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import importlib
 import json
 import os
 import signal
@@ -42,11 +43,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", metavar="FILE", help="write the result there, for programs")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    parser.add_argument("--plot", metavar="DIR", help="draw a picture of each case there (PNG); with --show too")
     parser.add_argument("--show", metavar="FILE", help="measure nothing, print the tables of such a result")
     given = parser.parse_args(arguments)
     # Before minutes of measuring, not after.
     if given.json and (os.path.isdir(given.json) or not os.access(os.path.dirname(given.json) or ".", os.W_OK)):
         parser.error(f"--json {given.json}: no file can be written there")
+    if given.plot:
+        try:
+            os.makedirs(given.plot, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--plot {given.plot}: {error.strerror}")
     return given
 
 
@@ -93,6 +100,18 @@ def measure(names: Sequence[str], scale: Scale, progress: _Progress) -> dict[str
     }
 
 
+def _plot(result: dict[str, Any], directory: str) -> None:
+    """Draw the pictures, or say why not."""
+    try:
+        # Not with the others: matplotlib is there for this alone, and takes longer to import than a quick case to run.
+        plots = importlib.import_module("benchmarks.plots")
+    except ModuleNotFoundError as error:
+        print(f"no pictures: {error.name} is not installed; pip install -e '.[bench]' brings it", file=sys.stderr)
+        return
+    for path in plots.write(result, directory):
+        print(path)
+
+
 def _failed(result: dict[str, Any]) -> list[str]:
     return [
         f"{case['name']}, {name}: {contender['failed']}\n{contender['stderr']}".rstrip()
@@ -131,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             json.dump(result, file, indent=1)
             file.write("\n")
     print(report.markdown(result) if given.markdown else report.text(result))
+    if given.plot:
+        _plot(result, given.plot)
     failed = _failed(result)
     for failure in failed:
         print(failure, file=sys.stderr)

@@ -19,7 +19,7 @@ _FORMS = {
     "64 KiB": (Form((16_384,), "<f4", 64), "64 KiB of float32, copied in and out"),
     "frames": (
         Form((1080, 1920, 3), "|u1", 8, in_place=True),
-        "frames of 1920 by 1080, three bytes each pixel, filled and read in place",
+        "full-HD frames (6.2 MB), filled and read in place",
     ),
 }
 _WIDTHS = (1, 2)
@@ -72,8 +72,8 @@ class Stream(Case):
         words = {1: "one producer, one consumer", 2: "two producers, two consumers"}
         return [
             Measure(f"{key} {width}", f"{title}; {words[width]}", items="items")
-            for width in _WIDTHS
             for key, (_, title) in _FORMS.items()
+            for width in _WIDTHS
         ]
 
     @staticmethod
