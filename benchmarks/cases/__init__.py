@@ -16,7 +16,9 @@ from benchmarks.cases.latency import Latency
 from benchmarks.cases.lifecycle import Lifecycle
 from benchmarks.cases.locks import Locking
 from benchmarks.cases.many import Many
+from benchmarks.cases.memory import Memory
 from benchmarks.cases.put import Put
+from benchmarks.cases.scale import Scaling
 from benchmarks.cases.startup import Importing, Opening
 from benchmarks.cases.stream import Stream
 from benchmarks.cases.use import Use
@@ -36,6 +38,8 @@ CASES: dict[str, type[Case]] = {
         Opening,
         Importing,
         Many,
+        Scaling,
+        Memory,
         Use,
         Stream,
         Latency,
