@@ -106,7 +106,8 @@ def _plot(result: dict[str, Any], directory: str) -> None:
         # Not with the others: matplotlib is there for this alone, and takes longer to import than a quick case to run.
         plots = importlib.import_module("benchmarks.plots")
     except ModuleNotFoundError as error:
-        print(f"no pictures: {error.name} is not installed; pip install -e '.[bench]' brings it", file=sys.stderr)
+        missing = (error.name or "").partition(".")[0]
+        print(f"no pictures: {missing} is not installed; pip install -e '.[bench]' brings it", file=sys.stderr)
         return
     for path in plots.write(result, directory):
         print(path)

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pytest
 
 from benchmarks import report
 from benchmarks.cases import CASES
+from benchmarks.cases.crowd import answers, ask_all, look
+from benchmarks.cases.stream import _consume
 from benchmarks.conductor import Contender, Outcome, without_places
 from benchmarks.measure import Aim, Measure, Scale, judge, ratio, summary
+from benchmarks.peer import Peer, PeerError
 from benchmarks.rivals import RIVALS
+from benchmarks.rivals.streaming import Form
 from tests.helpers import leaks
 from tests.helpers.processes import Child, run_command, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from benchmarks.cases.crowd import End
+
 _QUICK, _FULL = Scale.of(quick=True), Scale.of(quick=False)
 _COMMAND = [sys.executable, "-m", "benchmarks"]
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PAGE = os.path.join(_ROOT, "docs", "performance.md")
 _RESULTS = os.path.join(_ROOT, "benchmarks", "results")
-_LONG = ("attach", "handoff", "import", "many", "put")
-_SECONDS = {"count", "median", "p10", "p90", "p99", "least", "most", "rounds"}
+_LONG = ("attach", "broadcast", "handoff", "import", "many", "memory", "put", "scale")
+_SUMMARY = {"count", "median", "p10", "p90", "p99", "least", "most", "rounds"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,8 +75,8 @@ def _check_case(case: dict[str, Any]) -> None:
         assert contender["stderr"] == "" or contender["kind"] != "ours", name
     for measure in case["measures"]:
         for row in measure["rows"]:
-            seconds = row["seconds"]
-            assert set(seconds) == _SECONDS
+            seconds = row[measure["unit"]]
+            assert set(seconds) == _SUMMARY
             most = made.rounds(_QUICK)[0] * made.rounds(_QUICK)[1]
             assert len(seconds["rounds"]) == (1 if measure["key"] in made.once else most)
             assert (
@@ -81,8 +91,13 @@ def _check_case(case: dict[str, Any]) -> None:
             times = row["times_reference"]
             assert (times is None) == (row["contender"] == case["reference"])
             assert times is None or 0 < times["low"] <= times["median"] <= times["high"]
-        wanted = {(aim.of, aim.how) for aim in made.aims if aim.measure == measure["key"]}
-        assert {(aim["aim"]["of"], aim["aim"]["how"]) for aim in measure["aims"]} == wanted
+        here = {row["contender"] for row in measure["rows"]}
+        wanted = {
+            (aim.of, aim.how, aim.than)
+            for aim in made.aims
+            if aim.measure == measure["key"] and {aim.of, aim.than} - {None} <= here
+        }
+        assert {(aim["aim"]["of"], aim["aim"]["how"], aim["aim"]["than"]) for aim in measure["aims"]} == wanted
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -115,7 +130,10 @@ def test_an_unknown_case_is_refused_with_the_names_of_those_there_are() -> None:
     assert all(name in done.stderr for name in CASES)
 
 
-@pytest.mark.parametrize("arguments", [["--json", "{}/no/result.json"], ["--json", "{}"], ["--show", "{}/no.json"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--json", "{}/no/result.json"], ["--json", "{}"], ["--show", "{}/no.json"], ["--plot", "/dev/null"]],
+)
 def test_a_file_that_cannot_be_used_is_refused_before_anything_is_measured(
     arguments: list[str], tmp_path: Path
 ) -> None:
@@ -144,7 +162,7 @@ def test_cases_name_contenders_and_measures_that_exist(name: str) -> None:
     keys = {measure.key for scale in (_QUICK, _FULL) for measure in case.measures(scale)}
     assert set(case.rivals) <= set(RIVALS)
     assert RIVALS[case.rivals[0]].kind == "ours"
-    assert {aim.measure for aim in case.aims} <= keys
+    assert {aim.measure for aim in case.aims} | {aim.than_measure for aim in case.aims if aim.than_measure} <= keys
     assert {aim.of for aim in case.aims} | {aim.than for aim in case.aims if aim.than} <= set(case.rivals)
 
 
@@ -196,6 +214,140 @@ def test_an_aim_for_each_time_is_missed_by_one_sample() -> None:
     assert in_time is not None
     assert (late.reached, in_time.reached) == (False, True)
     assert in_time.text == "aim: \N{LESS-THAN OR EQUAL TO} 3 s each time: 3 s at most, reached"
+
+
+def test_an_aim_can_compare_with_another_measure_and_says_so() -> None:
+    """What is to stay flat is compared with the first of a row of measures, of the same contender."""
+    aim = Aim("8", "a", "time", 1.5, "a", than_measure="1")
+    verdict = judge(aim, {"a": summary([[4.0]])}, {"a": summary([[2.0]])})
+    assert verdict is not None
+    assert (verdict.reached, verdict.value.median) == (False, 2.0)
+    assert 'the time of a in "1"' in verdict.text
+
+
+def _result() -> dict[str, Any]:
+    """A small result: one measure of memory, one of items, and a contender that is skipped."""
+    with open(os.path.join(_RESULTS, "0.1.0-2core-epyc.json"), encoding="utf-8") as file:
+        result: dict[str, Any] = json.load(file)
+    described: dict[str, Any] = {"skipped": None, "failed": None, "facts": {}, "stderr": ""}
+
+    def row(name: str, unit: str, value: float, times: float | None) -> dict[str, Any]:
+        spread = None if times is None else {"median": times, "low": times, "high": times}
+        return {"contender": name, unit: dataclasses.asdict(summary([[value, value]])), "times_reference": spread}
+
+    measures = [
+        {**dataclasses.asdict(Measure("m", "memory", unit="bytes")), "aims": []},
+        {**dataclasses.asdict(Measure("s", "rate", items="frames")), "aims": []},
+    ]
+    measures[0]["rows"] = [row("a", "bytes", 3 << 30, None), row("b", "bytes", 6 << 30, 2.0)]
+    measures[1]["rows"] = [row("a", "seconds", 1e-6, None), row("b", "seconds", 2.5e-2, 25_000.0)]
+    contenders = {
+        "a": {"kind": "ours", **described},
+        "b": {"kind": "rival", **described},
+        "c": {"kind": "limit", **described, "skipped": "it is not installed"},
+    }
+    case = {"name": "both", "question": "q", "reference": "a", "contenders": contenders, "measures": measures}
+    return {**result, "cases": [case]}
+
+
+def test_tables_show_memory_in_bytes_and_streams_in_items_a_second() -> None:
+    """A measure says what its samples are in, and what is counted; both are written so that one can read them."""
+    lines = [" ".join(line.split()) for line in report.text(_result()).splitlines()]
+    assert "memory median p10 p90 p99 samples memory \N{DIVISION SIGN} a" in lines
+    assert any(line.startswith("b 6 GiB 6 GiB") for line in lines)
+    assert "rate median p10 p90 p99 frames/s time \N{DIVISION SIGN} a" in lines
+    assert any(line.startswith("b 25 ms") and " 40 " in line for line in lines)
+    assert any(line.startswith("a 1 ") and " 1,000,000" in line for line in lines)
+
+
+def test_a_picture_is_drawn_of_each_case_of_a_result(tmp_path: Path) -> None:
+    """`--show FILE --plot DIR` writes a PNG for each case, of a committed result and of each kind of measure there is."""
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(_result()))
+    for shown in (str(file), os.path.join(_RESULTS, "0.1.0-2core-epyc.json")):
+        with open(shown, encoding="utf-8") as opened:
+            names = {f"{case['name']}.png" for case in json.load(opened)["cases"]}
+        there = tmp_path / os.path.basename(shown).removesuffix(".json") / "deeper"
+        said = run_command([*_COMMAND, "--show", shown, "--plot", str(there)], timeout=100).expect()
+        assert {picture.name for picture in there.iterdir()} == names
+        for picture in there.iterdir():
+            assert picture.read_bytes().startswith(b"\x89PNG")
+            assert str(picture) in said
+
+
+def test_without_matplotlib_there_are_no_pictures_and_a_sentence_says_so(tmp_path: Path) -> None:
+    """The tables are printed all the same, and nothing has failed."""
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(_result()))
+    source = (
+        "import sys; sys.modules['matplotlib'] = None; from benchmarks.__main__ import main; "
+        f"sys.exit(main(['--show', {str(file)!r}, '--plot', {str(tmp_path / 'there')!r}]))"
+    )
+    done = run_command([sys.executable, "-c", source])
+    assert done.returncode == 0
+    assert done.stdout == report.text(_result()) + "\n"
+    assert "matplotlib is not installed" in done.stderr
+
+
+def test_a_rival_that_does_not_work_here_is_skipped_with_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that is there and cannot be imported takes no part, as one that is not there."""
+    (tmp_path / "zmq.py").write_text("raise ImportError('its library is too old')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    outcome = Outcome()
+    with Contender("latency", "pyzmq", "tag", outcome, quick=True) as contender:
+        contender.wait_until_ready()
+    assert outcome.skipped == "it cannot be imported here: its library is too old"
+    assert outcome.failed is None
+
+
+class _Idle:
+    """An adapter that has nothing."""
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+
+    def leave(self) -> None:
+        """Nothing to let go of."""
+
+
+def _wait_in_vain(adapter: _Idle) -> None:
+    threading.Event().wait(600)
+
+
+def _fail(adapter: _Idle) -> None:
+    raise ValueError("an item is torn")
+
+
+def test_what_fails_at_one_end_of_a_stream_is_raised_while_the_other_end_still_waits() -> None:
+    """Nobody waits for a process that waits for one that has failed; the failure ends both."""
+    with pytest.raises(PeerError, match="an item is torn"):
+        _stream_that_fails()
+
+
+def _stream_that_fails() -> None:
+    with Peer(_Idle, "a") as one, Peer(_Idle, "b") as other:
+        ask_all([one], _wait_in_vain)
+        ask_all([other], _fail)
+        answers([one], [other])
+
+
+def test_items_of_a_stream_are_looked_at() -> None:
+    """An item whose ends differ, or that is not the next, is found by who receives it."""
+    assert look(np.array([3.0, 0.0, 3.0])) == 3.0
+    with pytest.raises(RuntimeError, match="torn"):
+        look(np.array([3.0, 0.0, 4.0]))
+    form = Form((2,), "<f4", 4)
+    for values, arrived in (([0, 1, 2, -1], 3), ([0, 2, -1], None), ([0, 0, -1], None)):
+        items = iter([np.full(2, value, "<f4") for value in values])
+        end = SimpleNamespace(form=lambda key: form, ends={"s": lambda check, items=items: check(next(items))})
+        if arrived is None:
+            with pytest.raises(RuntimeError, match="was next"):
+                _consume(cast("End", end), "s", 1)
+        else:
+            assert _consume(cast("End", end), "s", 1)[0] == arrived
 
 
 def test_locks_that_are_lost_with_their_holder_are_not_waited_for() -> None:
