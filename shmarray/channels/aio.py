@@ -79,8 +79,9 @@ class Waiter:
     def _serve(self) -> None:
         """Sleep until nobody waits any more."""
         flow = self._flow
-        waits = flow.count_in(self._line)
+        ticket = [0]
         try:
+            flow.count_in(self._line, ticket)
             while True:
                 now = flow.words[self._index]
                 with self._more:
@@ -97,7 +98,7 @@ class Waiter:
         except StoreClosedError as error:
             self._give_all(error)
         finally:
-            flow.count_out(self._line, waits)
+            flow.count_out(self._line, ticket)
 
     def _sleep(self, seen: int) -> bool:
         """Sleep a slice at most; false when it was slept to its end."""

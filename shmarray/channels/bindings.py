@@ -94,8 +94,8 @@ class Binding(objects.SharedObject):
                 self._generation = guards.Process.generation
             return self._subscription.side
         if not self._roles[1].has(self._number):
-            self._join(self._roles[1])
             self._side = QueueSide(self._flow.slots)
+            self._join(self._roles[1])
             if self._is_quick:
                 self._get_now = quick.getter(self._flow, self._all(self._reads, write=False))
         return self._side  # type: ignore[return-value]  # set with the role

@@ -175,29 +175,36 @@ class Channel(bindings.Binding):
 
     def _get(self, side: Side, deadline: float | None) -> Any:
         """Take the next item by that side, and copy it."""
+        flow = self._flow
         got: list[int] = []
-        if self._form.nbytes > bindings.SMALL:
-            self._flow.take(side, deadline, got)
-            try:
-                item = self._form.copy(self._item(got[0]))
-            finally:
-                self._flow.with_get(self._done, side, got)
-        else:
+        begun = [0]
 
-            def work(got: list[int]) -> Any:
-                item = self._form.copy(self._item(got[0]))
-                self._done(side, got)
-                return item
+        def copied(got: list[int]) -> Any:
+            return self._form.copy(self._item(got[0]))
 
-            item = self._flow.take_and(side, deadline, got, work)
-        self._flow.after_giving_back()
+        def work(got: list[int]) -> Any:
+            item = copied(got)
+            self._done(side, got, begun)
+            return item
+
+        try:
+            if self._form.nbytes > bindings.SMALL:
+                flow.take(side, deadline, got)
+                item = copied(got)
+                flow.with_get(self._done, side, got, begun)
+            else:
+                item = flow.take_and(side, deadline, got, work)
+            flow.after_giving_back()
+        except BaseException:
+            flow.untake(side, got)
+            tasks.undo(flow, begun)
+            raise
         return item
 
-    def _done(self, side: Side, got: list[int]) -> None:
+    def _done(self, side: Side, got: list[int], begun: list[int]) -> None:
         """With the get lock held: count a copy as begun, and give the slot back."""
-        for slot in got:
-            tasks.begin(self._flow)
-            side.give_back(slot)
+        tasks.begin(self._flow, begun)
+        side.give_back(got[0])
         got.clear()
 
     async def aput(self, obj: Any, *, meta: Any = None) -> bool:
@@ -252,7 +259,8 @@ class Channel(bindings.Binding):
 
         Raises `ChannelClosedError` from then on, here; what was put is there for the consumers.
         """
-        number, self._number = self._number, -1
+        number = abs(self._number)
+        self._number = -number
         self._put_now = self._get_now = None
         for role in self._roles:
             role.leave(number)

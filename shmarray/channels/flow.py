@@ -75,33 +75,26 @@ class Flow(Waits):
 
     def claim_and(self, deadline: float | None, work: Callable[[int], object]) -> bool:
         """Find a free slot, and do something with it while the lock is held. Else as `claim`."""
-        waits = 0
+        ticket = [0]
         try:
             while True:
                 seen = self.words[form.FREED]
-                before = waits
-                done, waits = self.within(self.slots.put_latch, deadline, self._try_claim, work, waits, deadline)
-                if done:
+                before = ticket[0]
+                if self.within(self.slots.put_latch, deadline, self._try_claim, work, ticket, deadline):
                     return True
                 if self._policy == form.DROP_NEW:
                     return False
-                if not waits:
+                if not ticket[0]:
                     self.look_now_and_then()
                     raise Full
                 # Once more when counted: who freed a slot before then did not see that anybody waits.
-                if before == waits and seen == self.words[form.FREED]:
+                if before == ticket[0] and seen == self.words[form.FREED]:
                     self.rest(form.FREED, seen, deadline)
         except BaseException:
-            if waits:
-                self.count_out(form.PUTTERS, waits)
+            self.count_out(form.PUTTERS, ticket)
             raise
 
-    def _try_claim(
-        self,
-        work: Callable[[int], object],
-        waits: int,
-        deadline: float | None,
-    ) -> tuple[bool, int]:
+    def _try_claim(self, work: Callable[[int], object], ticket: list[int], deadline: float | None) -> bool:
         """With the put lock held: do it if there is a slot, else be counted among those who wait. Says which of the two."""
         words, slots = self.words, self.slots
         if words[form.ENDED]:
@@ -111,15 +104,16 @@ class Flow(Waits):
             self._bury_deserted()
             slot = slots.find()
         if slot >= 0:
-            self._count_out(form.PUTTERS, waits)
+            self._count_out(form.PUTTERS, ticket)
             work(slot)
-            return True, 0
+            return True
         if self._policy == form.DROP_NEW:
             words[form.REFUSED] += 1
-            return False, 0
+            return False
         if words[form.CONSUMED] and not self._stays and slots.parties.nobody_in(form.CONSUMERS):
             raise self.over()
-        return False, self.line_up(form.PUTTERS, deadline, waits)
+        self.line_up(form.PUTTERS, deadline, ticket)
+        return False
 
     def _bury_deserted(self) -> None:
         if self.slots.get_latch is self.slots.put_latch:
@@ -149,9 +143,9 @@ class Flow(Waits):
             self.wake_putters()
 
     def _discard(self, got: list[int], me: int) -> None:
-        for slot in got:
-            self.slots.discard(slot, me)
-        got.clear()
+        if got:
+            self.slots.discard(got[0], me)
+            got.clear()
 
     # -- taking --------------------------------------------------------------------------------------------------------
 
@@ -161,13 +155,11 @@ class Flow(Waits):
 
     def take_and(self, side: Side, deadline: float | None, got: list[int], work: Callable[[list[int]], R]) -> R:
         """Take the next item, and do something while the lock is held; what then is in `got` is still to be given back."""
-        waits = 0
+        ticket = [0]
         try:
             while True:
                 seen = self.words[form.TAIL]
-                done, waits = self.within(
-                    self.slots.get_latch, deadline, self._try_take, side, got, work, waits, deadline
-                )
+                done = self.within(self.slots.get_latch, deadline, self._try_take, side, got, work, ticket, deadline)
                 if done is not None:
                     if self.words[form.GETTERS] and self.words[form.MODE] == form.QUEUE:
                         self.pass_on()
@@ -175,7 +167,7 @@ class Flow(Waits):
                     return result
                 if self.is_over() and side.is_done():
                     raise self.over()
-                if not waits:
+                if not ticket[0]:
                     self.look_now_and_then()
                     raise Empty
                 if self._spin:
@@ -183,11 +175,8 @@ class Flow(Waits):
                 if seen == self.words[form.TAIL]:
                     self.rest(form.TAIL, seen, deadline)
         except BaseException:
-            if got:
-                self.with_get(self._untake, side, got)
-                self.wake_takers()
-            elif waits:
-                self.count_out(form.GETTERS, waits)
+            self.untake(side, got)
+            self.count_out(form.GETTERS, ticket)
             raise
 
     def _try_take(
@@ -195,24 +184,33 @@ class Flow(Waits):
         side: Side,
         got: list[int],
         work: Callable[[list[int]], R],
-        waits: int,
+        ticket: list[int],
         deadline: float | None,
-    ) -> tuple[tuple[R] | None, int]:
-        """With the get lock held: take an item if there is one, else be counted. Gives what was done, and whether to wait."""
+    ) -> tuple[R] | None:
+        """With the get lock held: take an item if there is one, and do something with it, else be counted. Gives what was done."""
         try:
             if side.take(got):
-                self._count_out(form.GETTERS, waits)
-                return (work(got),), 0
+                self._count_out(form.GETTERS, ticket)
+                return (work(got),)
         except BaseException:
             self._untake(side, got)
             raise
-        return None, self.line_up(form.GETTERS, deadline, waits)
+        self.line_up(form.GETTERS, deadline, ticket)
+        return None
+
+    def untake(self, side: Side, got: list[int]) -> None:
+        """Leave the item in `got`, that nobody has seen, to the next."""
+        if got:
+            self.with_get(self._untake, side, got)
+            self.wake_takers()
+
+    # No loop in what follows: between the step and the clearing there is no point at which a handler could raise, and the step be repeated.
 
     @staticmethod
     def _untake(side: Side, got: list[int]) -> None:
-        for slot in got:
-            side.untake(slot)
-        got.clear()
+        if got:
+            side.untake(got[0])
+            got.clear()
 
     def give_back(self, side: Side, got: list[int]) -> None:
         """Be done with the item in `got`, and wake whoever waits for its slot or for the end of all work."""
@@ -221,9 +219,9 @@ class Flow(Waits):
 
     @staticmethod
     def _give_back(side: Side, got: list[int]) -> None:
-        for slot in got:
-            side.give_back(slot)
-        got.clear()
+        if got:
+            side.give_back(got[0])
+            got.clear()
 
     def after_giving_back(self) -> None:
         """Wake those who wait for a slot, or for all to be done."""

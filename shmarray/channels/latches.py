@@ -100,11 +100,12 @@ class Latch:
     def _noted(self, call: Any, arguments: tuple[Any, ...]) -> int:
         """Take the semaphore, and note whose it is: C code puts the answer where it is found, for a handler may raise after any call."""
         answers: list[int] = []
+        me = get_ident()
         try:
             answers.extend(map(call, *zip(arguments)))
         finally:
             if answers == [0]:
-                self._owner = get_ident()
+                self._owner = me  # no call any more: a handler could raise after it
         return _FREE if answers == [0] else _BUSY
 
 

@@ -69,9 +69,12 @@ class Loan:
                 channel._describe(self._got[0], self._lengths, self.meta)
                 channel._flow.publish(self._got, self._me)
                 self.published = True
-        finally:
+            else:
+                channel._flow.discard(self._got, self._me)
+        except BaseException:
             if self._got:
                 channel._flow.discard(self._got, self._me)
+            raise
 
 
 class Receipt:

@@ -73,6 +73,10 @@ class Parties:
         """With the put lock held: write this process into a table."""
         self._words[first + form.slot_of(me)] = form.epoch_of(me)
 
+    def is_in(self, first: int, me: int) -> bool:
+        """Whether this process is written into a table."""
+        return bool(self._words[first + form.slot_of(me)] == form.epoch_of(me))
+
     def leave(self, first: int, me: int) -> bool:
         """Strike this process out of a table; says whether it was there. Needs no lock: nobody else writes a living one's entry."""
         index = first + form.slot_of(me)

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from shmarray._format import channel as form
+from shmarray.channels import tasks
 from shmarray.guards import SLICE
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[], An
 
     def get_now() -> Any:
         item = None
+        gone = [0]
         try:
             code = take(address)
             if code and not latch.enter(code, _clock() + SLICE):
@@ -94,16 +96,18 @@ def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[], An
                 words[_HEAD] = head + 1
                 begun = words[undone]
                 words[undone] = begun + 1 if begun & ~_COUNT == epoch else epoch | 1
+                gone[0] = 1
                 words[_HINT] = slot
                 words[record] = _FREE
             let(address)
+            if words[_PUTTERS] or words[_JOINERS]:
+                flow.after_giving_back()
+            if words[_GETTERS]:
+                flow.pass_on()
         except BaseException as error:
             latch.abandon(error)
+            tasks.undo(flow, gone)
             raise
-        if words[_PUTTERS] or words[_JOINERS]:
-            flow.after_giving_back()
-        if words[_GETTERS]:
-            flow.pass_on()
         return item
 
     return get_now

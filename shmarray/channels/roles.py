@@ -39,8 +39,13 @@ class Role:
         if self._generation != guards.Process.generation:
             self._members.clear()
             self._generation = guards.Process.generation
-        self._members.add(member)
-        self._flow.with_put(self._enter, me)
+        try:
+            self._members.add(member)
+            self._flow.with_put(self._enter, me)
+        except BaseException:
+            if not self._flow.slots.parties.is_in(self._first, me):
+                self._members.discard(member)
+            raise
 
     def _enter(self, me: int) -> None:
         self._flow.slots.parties.enter(self._first, me)
@@ -59,13 +64,13 @@ class Role:
         """Take the role from an object that is closed, and from those that were dropped; if it was the last, tell the others."""
         if not self.has(member):
             return
-        self._members -= {member, _DROPPED}
-        if self._members:
-            return
+        # First of all from the table: who is interrupted closes once more. Another thread may join meanwhile.
         me = self._flow.slots.parties.me()
-        self._flow.slots.parties.leave(self._first, me)
-        if self._members:
-            # Another thread has just joined, and wrote its entry before this one struck it out.
+        last = self._members <= {member, _DROPPED}
+        if last:
+            self._flow.slots.parties.leave(self._first, me)
+        self._members -= {member, _DROPPED}
+        if last and self._members:
             self._flow.slots.parties.enter(self._first, me)
-        else:
+        elif last:
             self._flow.wake_all()

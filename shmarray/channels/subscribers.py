@@ -52,8 +52,8 @@ class Subscribers:
         """Where each one's words begin. A look."""
         return self._there()
 
-    def join(self, me: int) -> tuple[int, int]:
-        """With both locks held: subscribe a process to all that is published from now on; gives the entry, and what it is known by.
+    def join(self, me: int, joined: list[int]) -> None:
+        """With both locks held: subscribe a process to all that is published from now on; entry, and what it is known by, into `joined`.
 
         Raises `StoreFullError` if there are as many as can be.
         """
@@ -70,9 +70,9 @@ class Subscribers:
         words[entry + form.HELD] = words[entry + form.MISSED] = words[entry + form.SEEN] = 0
         words[entry + form.CLOSING] = 0
         words[entry + form.TOKEN] = token
+        joined += (entry, token)
         words[entry] = me
         words[form.SUBSCRIBED] = self.count()
-        return entry, token
 
     def adopt(self, entry: int, token: int, me: int) -> bool:
         """Let a subscription be that of this process, to which it has travelled; false if it is there no more.

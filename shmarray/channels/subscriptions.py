@@ -71,7 +71,14 @@ class Subscription:
     def make(cls, channel: Any) -> Self:
         """Subscribe this process to a channel. Raises `StoreFullError`."""
         flow = channel._flow
-        return cls(channel, *flow.with_both(flow.slots.subscribers.join, flow.slots.parties.me()))
+        joined: list[int] = []
+        try:
+            flow.with_both(flow.slots.subscribers.join, flow.slots.parties.me(), joined)
+            return cls(channel, *joined)
+        except BaseException:
+            if joined:
+                flow.with_both(flow.slots.subscribers.leave, *joined)
+            raise
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a handle; whoever loads it has the subscription from then on."""
@@ -126,9 +133,9 @@ class Subscription:
 
     def close(self) -> None:
         """Unsubscribe. May be repeated."""
-        self._finalizer.detach()
         flow = self._channel._flow
         flow.with_both(flow.slots.subscribers.leave, *self.side.key)
+        self._finalizer.detach()
         flow.wake_all()
 
     def __enter__(self) -> Self:

@@ -21,13 +21,21 @@ if TYPE_CHECKING:
 _COUNT = (1 << 32) - 1
 
 
-def begin(flow: Flow) -> None:
-    """Count one copy as begun by this process."""
+def begin(flow: Flow, begun: list[int]) -> None:
+    """Count one copy as begun by this process, and in `begun`."""
     me = flow.slots.parties.me()
     index, epoch = form.UNDONE + form.slot_of(me), form.epoch_of(me) << 32
     word = flow.words[index]
     # An entry of another epoch is a dead process's that had this slot: its tasks are lost, and whoever joins is not told any more.
     flow.words[index] = word + 1 if word & ~_COUNT == epoch else epoch | 1
+    begun[0] += 1
+
+
+def undo(flow: Flow, begun: list[int]) -> None:
+    """After an exception, without the lock: nobody has got the copies that were counted in `begun`."""
+    if begun[0]:
+        flow.with_get(end, flow)
+        flow.after_giving_back()
 
 
 def end(flow: Flow) -> bool:
@@ -50,12 +58,11 @@ def _undone(flow: Flow) -> list[tuple[int, int]]:
 def join(flow: Flow, deadline: float | None) -> bool:
     """Wait until nothing is on its way or being dealt with; false at the deadline. Raises `LostTaskError`, `StoreClosedError`."""
     words = flow.words
-    waits = 0
+    ticket = [0]
     try:
         while True:
             seen = words[form.DONE]
-            done, waits = flow.with_get(_try_join, flow, waits)
-            if done:
+            if flow.with_get(_try_join, flow, ticket):
                 return True
             in_time = objects.wait_change(words, form.DONE, seen, deadline, flow.member)
             flow.look_for_deaths()
@@ -63,12 +70,13 @@ def join(flow: Flow, deadline: float | None) -> bool:
             if not in_time:
                 return flow.with_get(_all_done, flow)
     finally:
-        flow.count_out(form.JOINERS, waits)
+        flow.count_out(form.JOINERS, ticket)
 
 
-def _try_join(flow: Flow, waits: int) -> tuple[bool, int]:
+def _try_join(flow: Flow, ticket: list[int]) -> bool:
     """With the get lock held: see whether all is done; be counted among those who wait for it."""
-    return _all_done(flow), flow.line_up(form.JOINERS, None, waits)
+    flow.line_up(form.JOINERS, None, ticket)
+    return _all_done(flow)
 
 
 def _all_done(flow: Flow) -> bool:

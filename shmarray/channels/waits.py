@@ -86,30 +86,32 @@ class Waits:
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
-    def line_up(self, line: int, deadline: float | None, waits: int) -> int:
-        """With the lock held: be counted among those who wait, once; be counted out at the deadline. Gives what `waits` is next.
+    def line_up(self, line: int, deadline: float | None, ticket: list[int]) -> None:
+        """With the lock held: be counted among those who wait, once; be counted out at the deadline.
 
-        That is 0 for one who is not counted, else a number of the era in which it was: when some have died, all are counted anew.
+        `ticket` says [0] of one who is not counted, else a number of the era in which it was: when some have died, all are counted anew. It
+        changes with the count, without a call in between, at which a handler could raise.
         """
         era = self.words[form.WAIT_ERA] + 1
         in_time = deadline is None or _clock() < deadline
-        if in_time != (waits == era):
+        if in_time != (ticket[0] == era):
             self.words[line] += 1 if in_time else -1
-        return era if in_time else 0
+        ticket[0] = era if in_time else 0
 
-    def _count_out(self, line: int, waits: int) -> None:
+    def _count_out(self, line: int, ticket: list[int]) -> None:
         """With the lock held: be counted no more."""
-        if waits and waits == self.words[form.WAIT_ERA] + 1:
+        if ticket[0] == self.words[form.WAIT_ERA] + 1:
             self.words[line] -= 1
+        ticket[0] = 0
 
-    def count_in(self, line: int) -> int:
-        """Be counted among those who wait at a line; gives what to be counted out by."""
-        waits: int = self._section(line)(self.line_up, line, None, 0)
-        return waits
+    def count_in(self, line: int, ticket: list[int]) -> None:
+        """Be counted among those who wait at a line."""
+        self._section(line)(self.line_up, line, None, ticket)
 
-    def count_out(self, line: int, waits: int) -> None:
+    def count_out(self, line: int, ticket: list[int]) -> None:
         """Be counted no more."""
-        self._section(line)(self._count_out, line, waits)
+        if ticket[0]:
+            self._section(line)(self._count_out, line, ticket)
 
     def _section(self, line: int) -> Callable[..., Any]:
         return self.with_put if line == form.PUTTERS else self.with_get

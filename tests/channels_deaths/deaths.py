@@ -80,6 +80,14 @@ def sweep(
         n += step
 
 
+class _Interrupter(Interrupter):
+    """Raises everywhere but on entry of an `__exit__`: Python calls that no second time, so what it was to give back stays in hand."""
+
+    def _event(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event != "call" or frame.f_code.co_name != "__exit__":
+            super()._event(frame, event, arg)
+
+
 def interrupt_everywhere(
     ready: Callable[[], object], deed: Callable[[], object], verify: Callable[[str], object], *, step: int = 1
 ) -> int:
@@ -88,9 +96,13 @@ def interrupt_everywhere(
     interruptions = 0
     while True:
         ready()
-        with Interrupter(n, of_channels) as interrupter, contextlib.suppress(Interrupted):
+        with _Interrupter(n, of_channels) as interrupter, contextlib.suppress(Interrupted):
             deed()
-        verify(interrupter.where or "not interrupted")
+        try:
+            verify(interrupter.where or "not interrupted")
+        except BaseException as error:
+            error.add_note(f"interrupted at point {n}: {interrupter.where}")
+            raise
         if interrupter.count < n:
             return interruptions
         interruptions += 1
