@@ -332,23 +332,20 @@ def test_random_words_never_end_in_a_traceback(store: sa.Store, seed: int) -> No
     with open(path, "rb") as opened:
         size = 8 * (form.RECORDS + 8)
         sound = opened.read(size)
-    for _ in range(50):
+    for _ in range(25):
         first = chance.choice([0, 64, 64, 64])
         count = chance.choice([8, 64, size - first])
         at = chance.randrange(first, size - count + 1)
         _spoil(path, 0, sound)
         _spoil(path, at, chance.randbytes(count))
-        before, now = look(), look()
+        now = look()
         blocks = [block for entry in now.stores for block in entry.blocks if block.file == path]
         assert [block.state in ("live", "damaged") for block in blocks] == [True]
         assert "store 'top'" in text(now)
-        rates = [
-            top._change(block.channel, block.channel)
-            for entry in before.stores
-            for block in entry.blocks
-            if block.channel is not None
-        ]
-        assert rates in ([], [None])
+        for block in blocks:
+            if block.channel is not None:
+                later = dataclasses.replace(block.channel, read_at=block.channel.read_at + 1)
+                assert top._change(block.channel, later) is not None
         json.dumps(top._facts(top._Look(now, {}), 1.0))
     _spoil(path, 0, sound)
 
