@@ -21,7 +21,7 @@ from shmarray.channels.flow import Flow
 from shmarray.channels.forms import Form
 from shmarray.channels.roles import Role
 from shmarray.channels.sides import QueueSide
-from shmarray.channels.subscriptions import Subscription
+from shmarray.channels.subscriptions import Seat
 from shmarray.errors import ChannelClosedError, CorruptBlockError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Binding(objects.SharedObject):
 
     __slots__ = (
         *("_data", "_dtype", "_finalizer", "_flow", "_form", "_generation", "_get_now", "_is_quick", "_number"),
-        *("_put_now", "_reads", "_roles", "_shape", "_side", "_subscription", "_writes"),
+        *("_put_now", "_reads", "_roles", "_seats", "_shape", "_side", "_writes"),
     )
 
     def _attached(self) -> None:
@@ -58,7 +58,7 @@ class Binding(objects.SharedObject):
         self._roles: tuple[Role, Role] = segment.tag.cache["roles"]
         self._number = next(_numbers)
         self._side: Side | None = None
-        self._subscription: Subscription | None = None
+        self._seats: dict[int, Seat] = {}
         self._generation = -1
         self._finalizer: weakref.finalize[Any, Any] | None = None
         count = self._words[form.SLOTS]
@@ -88,17 +88,26 @@ class Binding(objects.SharedObject):
     def _consuming(self) -> Side:
         """Be a consumer, or have a subscription; gives the side to take by."""
         if self._words[form.MODE] == form.BROADCAST:
-            if self._subscription is None or self._generation != guards.Process.generation:
-                self._require_open()
-                self._subscription = Subscription.make(self)  # in a forked child: the one before is the parent's
-                self._generation = guards.Process.generation
-            return self._subscription.side
+            return (self._seat() or self._sit_down()).side
         if not self._roles[1].has(self._number):
             self._side = QueueSide(self._flow.slots)
             self._join(self._roles[1])
             if self._is_quick:
                 self._get_now = quick.getter(self._flow, self._all(self._reads, write=False))
         return self._side  # type: ignore[return-value]  # set with the role
+
+    def _seat(self) -> Seat | None:
+        """Give the subscription that this object has by itself; in a forked child: not that of the parent."""
+        return self._seats.get(guards.Process.generation)
+
+    def _sit_down(self) -> Seat:
+        """Subscribe this object, once, though several threads come at the same time."""
+        self._require_open()
+        made = Seat.make(self)
+        seat = self._seats.setdefault(guards.Process.generation, made)
+        if seat is not made:
+            made.close()
+        return seat
 
     def _require_open(self) -> None:
         if self._number < 0:

@@ -227,7 +227,8 @@ class Channel(bindings.Binding):
         """How many items can be taken now; of a broadcast, by the subscription of this object."""
         if self._words[form.MODE] == form.QUEUE:
             return self._flow.slots.depth()
-        return self._subscription.qsize() if self._subscription is not None else 0
+        seat = self._seat()
+        return seat.side.depth() if seat is not None else 0
 
     def empty(self) -> bool:
         """Whether no item can be taken now; another process may put one at any moment."""
@@ -264,8 +265,9 @@ class Channel(bindings.Binding):
         self._put_now = self._get_now = None
         for role in self._roles:
             role.leave(number)
-        if self._subscription is not None:
-            self._subscription.close()
+        seat = self._seat()
+        if seat is not None:
+            seat.close()
 
     def end(self) -> None:
         """Let nothing more be put, by anyone; what is there can still be taken."""

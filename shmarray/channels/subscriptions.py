@@ -37,6 +37,45 @@ def _nothing() -> None:
 processes.around_fork(_count_fork, _nothing)
 
 
+class Seat:
+    """One place in the table of subscriptions, left to be buried when this is dropped. Keeps the memory, and not the channel's object."""
+
+    __slots__ = ("__weakref__", "_finalizer", "_flow", "side")
+
+    side: SubscriptionSide
+
+    def __init__(self, channel: Any, entry: int, token: int) -> None:
+        """Stand for the subscription in the table at `entry`."""
+        self._flow: Flow = channel._flow
+        self.side = SubscriptionSide(self._flow.slots, entry, token)
+        whole = shields.over(objects.segment_of(channel))
+        self._finalizer = weakref.finalize(self, _desert, self._flow, self.side, _forks[0], whole)
+        self._finalizer.atexit = False
+
+    @classmethod
+    def make(cls, channel: Any) -> Self:
+        """Subscribe this process to a channel. Raises `StoreFullError`."""
+        flow = channel._flow
+        joined: list[int] = []
+        try:
+            flow.with_both(flow.slots.subscribers.join, flow.slots.parties.me(), joined)
+            return cls(channel, *joined)
+        except BaseException:
+            if joined:
+                flow.with_both(flow.slots.subscribers.leave, *joined)
+            raise
+
+    def send(self) -> None:
+        """Let this be dropped without consequences: it has travelled."""
+        self._finalizer.detach()
+
+    def close(self) -> None:
+        """End the subscription. May be repeated."""
+        self._flow.with_both(self._flow.slots.subscribers.leave, *self.side.key)
+        self._finalizer.detach()
+        self._flow.wake_all()
+
+
 class Subscription:
     """Every item of a broadcast from the moment it was made on, in order, for one reader at a time.
 
@@ -54,35 +93,24 @@ class Subscription:
     [1 2 3] [1 2 3]
     """
 
-    __slots__ = ("__weakref__", "_channel", "_finalizer", "side")
+    __slots__ = ("_channel", "_seat", "side")
 
     side: SubscriptionSide
 
-    def __init__(self, channel: Any, entry: int, token: int) -> None:
-        """Stand for the subscription in the table at `entry`."""
+    def __init__(self, channel: Any, seat: Seat) -> None:
+        """Have a place in the channel's table."""
         self._channel = channel
-        flow = channel._flow
-        self.side = SubscriptionSide(flow.slots, entry, token)
-        whole = shields.over(objects.segment_of(channel))
-        self._finalizer = weakref.finalize(self, _desert, flow, self.side, _forks[0], whole)
-        self._finalizer.atexit = False
+        self._seat = seat
+        self.side = seat.side
 
     @classmethod
     def make(cls, channel: Any) -> Self:
         """Subscribe this process to a channel. Raises `StoreFullError`."""
-        flow = channel._flow
-        joined: list[int] = []
-        try:
-            flow.with_both(flow.slots.subscribers.join, flow.slots.parties.me(), joined)
-            return cls(channel, *joined)
-        except BaseException:
-            if joined:
-                flow.with_both(flow.slots.subscribers.leave, *joined)
-            raise
+        return cls(channel, Seat.make(channel))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a handle; whoever loads it has the subscription from then on."""
-        self._finalizer.detach()
+        self._seat.send()
         return _load, (type(self), self._channel, *self.side.key)
 
     def _owned(self) -> SubscriptionSide:
@@ -133,10 +161,7 @@ class Subscription:
 
     def close(self) -> None:
         """Unsubscribe. May be repeated."""
-        flow = self._channel._flow
-        flow.with_both(flow.slots.subscribers.leave, *self.side.key)
-        self._finalizer.detach()
-        flow.wake_all()
+        self._seat.close()
 
     def __enter__(self) -> Self:
         """Give the subscription itself."""
@@ -155,7 +180,7 @@ class Subscription:
 
 def _load(cls: type[Subscription], channel: Any, entry: int, token: int) -> Subscription:
     """Load a handle: the subscription is this process's from now on. Raises `ChannelClosedError` if it has ended."""
-    subscription = cls(channel, entry, token)
+    subscription = cls(channel, Seat(channel, entry, token))
     subscription._owned()
     return subscription
 
