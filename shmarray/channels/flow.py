@@ -41,7 +41,7 @@ class Side(Protocol):
         """Whether, once nothing more is put, nothing more can be taken."""
 
     def newly_missed(self) -> int:
-        """How many items were dropped, for those who take by this, since it was asked last."""
+        """How many items were dropped, for those who take by this, just before the one that was taken last."""
 
 
 class Flow(Waits):

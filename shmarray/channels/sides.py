@@ -58,14 +58,15 @@ class QueueSide:
 class SubscriptionSide:
     """One subscription to a broadcast."""
 
-    __slots__ = ("_entry", "_seen_missed", "_slots", "_token")
+    __slots__ = ("_entry", "_newly_missed", "_slots", "_token", "ahead")
 
-    def __init__(self, slots: Slots, entry: int, token: int) -> None:
-        """Take what the subscription at that entry gets."""
+    def __init__(self, slots: Slots, entry: int, token: int, ahead: int) -> None:
+        """Take what the subscription at that entry gets; its next item is `ahead`, or it has missed that."""
         self._slots = slots
         self._entry = entry
         self._token = token
-        self._seen_missed = self.missed()
+        self.ahead = ahead
+        self._newly_missed = 0
 
     @property
     def key(self) -> tuple[int, int]:
@@ -106,7 +107,9 @@ class SubscriptionSide:
             )
         if not slots.subscribers.take(self._entry, got):
             return False
-        if not slots.number(got[0]) % form.EACH:
+        number = slots.number(got[0])
+        self._newly_missed, self.ahead = number - self.ahead, number + 1
+        if not number % form.EACH:
             slots.note_latency(got[0])
         return True
 
@@ -116,7 +119,10 @@ class SubscriptionSide:
 
     def untake(self, slot: int) -> None:
         """See `flow.Side`."""
+        number = self._slots.number(slot)
         self._slots.subscribers.untake(self._entry, self._token, slot)
+        if self.ahead == number + 1:
+            self.ahead = number - self._newly_missed
 
     def depth(self) -> int:
         """See `flow.Side`."""
@@ -131,7 +137,5 @@ class SubscriptionSide:
         return self._slots.word(self._entry + form.MISSED)
 
     def newly_missed(self) -> int:
-        """How many items it missed since this was asked last."""
-        missed = self.missed()
-        new, self._seen_missed = missed - self._seen_missed, missed
-        return new
+        """How many items it missed just before the one that was taken last."""
+        return self._newly_missed

@@ -53,7 +53,7 @@ class Subscribers:
         return self._there()
 
     def join(self, me: int, joined: list[int]) -> None:
-        """With both locks held: subscribe a process to all that is published from now on; entry, and what it is known by, into `joined`.
+        """With both locks held: subscribe a process to all that is published from now on; what `Seat` wants to know into `joined`.
 
         Raises `StoreFullError` if there are as many as can be.
         """
@@ -66,11 +66,11 @@ class Subscribers:
                 limit=form.MOST_SUBSCRIBERS,
             )
         token = int.from_bytes(os.urandom(7), "little")
-        words[entry + form.CURSOR] = words[form.TAIL]
+        words[entry + form.CURSOR] = tail = words[form.TAIL]
         words[entry + form.HELD] = words[entry + form.MISSED] = words[entry + form.SEEN] = 0
         words[entry + form.CLOSING] = 0
         words[entry + form.TOKEN] = token
-        joined += (entry, token)
+        joined += (entry, token, tail)
         words[entry] = me
         words[form.SUBSCRIBED] = self.count()
 

@@ -44,10 +44,10 @@ class Seat:
 
     side: SubscriptionSide
 
-    def __init__(self, channel: Any, entry: int, token: int) -> None:
-        """Stand for the subscription in the table at `entry`."""
+    def __init__(self, channel: Any, entry: int, token: int, ahead: int) -> None:
+        """Stand for the subscription in the table at `entry`, which has come to item `ahead`."""
         self._flow: Flow = channel._flow
-        self.side = SubscriptionSide(self._flow.slots, entry, token)
+        self.side = SubscriptionSide(self._flow.slots, entry, token, ahead)
         whole = shields.over(objects.segment_of(channel))
         self._finalizer = weakref.finalize(self, _desert, self._flow, self.side, _forks[0], whole)
         self._finalizer.atexit = False
@@ -62,7 +62,7 @@ class Seat:
             return cls(channel, *joined)
         except BaseException:
             if joined:
-                flow.with_both(flow.slots.subscribers.leave, *joined)
+                flow.with_both(flow.slots.subscribers.leave, *joined[:2])
             raise
 
     def send(self) -> None:
@@ -111,7 +111,7 @@ class Subscription:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a handle; whoever loads it has the subscription from then on."""
         self._seat.send()
-        return _load, (type(self), self._channel, *self.side.key)
+        return _load, (type(self), self._channel, *self.side.key, self.side.ahead)
 
     def _owned(self) -> SubscriptionSide:
         """Be this process's: it may have come here by a fork. Raises `ChannelClosedError` if it has ended."""
@@ -178,9 +178,9 @@ class Subscription:
         return f"<Subscription to {self._channel!r}: {self.qsize()} to come, {self.missed} missed>"
 
 
-def _load(cls: type[Subscription], channel: Any, entry: int, token: int) -> Subscription:
+def _load(cls: type[Subscription], channel: Any, entry: int, token: int, ahead: int) -> Subscription:
     """Load a handle: the subscription is this process's from now on. Raises `ChannelClosedError` if it has ended."""
-    subscription = cls(channel, Seat(channel, entry, token))
+    subscription = cls(channel, Seat(channel, entry, token, ahead))
     subscription._owned()
     return subscription
 
