@@ -117,9 +117,9 @@ class Flow(Waits):
 
     def _bury_deserted(self) -> None:
         if self.slots.get_latch is self.slots.put_latch:
-            self._bury({form.GONE})
+            self.slots.subscribers.bury({form.GONE})
         else:
-            self.with_get(self._bury, {form.GONE})
+            self.with_get(self.slots.subscribers.bury, {form.GONE})
 
     def publish(self, got: list[int], me: int) -> None:
         """Publish the slot in `got`, and wake whoever waits for it."""

@@ -188,8 +188,16 @@ class Subscribers:
                     words[record] = form.FREE
 
     def evict(self) -> int:
-        """Drop the oldest item that nobody holds, for all who have not come to it: they miss it. Gives its slot, free; -1 if none."""
+        """Drop the oldest item that nobody holds, for all who have not come to it: they miss it. Gives its slot, free; -1 if none.
+
+        With both locks held.
+        """
         words = self._words
+        if self.has_deserted():
+            self.bury({form.GONE})  # which may make room; and nobody misses what only they had not seen
+            free = next((slot for slot, record in enumerate(self._records) if not words[record]), -1)
+            if free >= 0:
+                return free
         there = self._there()
         held = {words[entry + form.HELD] - 1 for entry in there}
         ready = [

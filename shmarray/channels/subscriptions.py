@@ -14,6 +14,7 @@ from shmarray._os import processes
 from shmarray.channels import aio
 from shmarray.channels.loans import Receipt, frames
 from shmarray.channels.sides import SubscriptionSide
+from shmarray.errors import StoreFullError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -58,7 +59,13 @@ class Seat:
         flow = channel._flow
         joined: list[int] = []
         try:
-            flow.with_both(flow.slots.subscribers.join, flow.slots.parties.me(), joined)
+            me = flow.slots.parties.me()
+            try:
+                flow.with_both(flow.slots.subscribers.join, me, joined)
+            except StoreFullError:
+                if not flow.look_for_deaths():  # what the dead had, and what was dropped, is there until somebody looks
+                    raise
+                flow.with_both(flow.slots.subscribers.join, me, joined)
             return cls(channel, *joined)
         except BaseException:
             if joined:
