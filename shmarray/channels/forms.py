@@ -98,6 +98,11 @@ class Form:
         """Find the lengths that vary for an item of that shape (of fields: a mapping); None is the largest. Raises `ShapeError`."""
         if not self._loose and shape is None:
             return ()
+        if not self.is_single and shape is not None:
+            names = {field.name for field in self.fields}
+            if not isinstance(shape, Mapping) or not set(shape) <= names:
+                message = f"the shape of an item of this channel is a mapping of fields to shapes, not {shape!r}"
+                raise TypeError(message)
         found: list[int] = []
         for field in self.fields:
             wanted = shape if self.is_single or shape is None else shape.get(field.name)
