@@ -222,9 +222,11 @@ class Slots:
         return [self._words[record] for record in self.records]
 
     def has_all_back(self) -> bool:
-        """Whether there is nothing to take, and nothing in hand that could come back. A look."""
-        kinds = {state & form.KIND for state in self.states()}
-        return not self.depth() and not (self._redelivers and form.TAKEN in kinds)
+        """Whether there is nothing to take, and nothing in another process's hand that could come back. A look."""
+        if self.depth():
+            return False
+        mine = form.TAKEN | self.parties.me()
+        return not self._redelivers or all(state & form.KIND != form.TAKEN or state == mine for state in self.states())
 
     def is_drained(self) -> bool:
         """With the get lock held: whether all that was published has been taken and given back."""
