@@ -4,7 +4,8 @@ Owns: starting a fresh process for each contender of a case, letting them do the
 others sleep, ending them in order however the run ends, and looking whether they left anything in shared memory.
 Must not know: what a round measures.
 
-A contender gets a session of its own, so Ctrl-C reaches the conductor alone. It ends when its socket is closed; one that does
+A contender gets a session of its own, so Ctrl-C reaches the conductor alone, and a directory of its own for temporary files,
+which is removed after it: servers of rivals leave sockets and logs. It ends when its socket is closed; one that does
 not is killed with all that it started, and what these had mapped is removed.
 """
 
@@ -14,11 +15,13 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks.measure import judge, ratio, summary
@@ -67,6 +70,7 @@ class Contender:
         """Start it; what it says is entered into `outcome`."""
         self.outcome = outcome
         self._ended = False
+        self._place = tempfile.mkdtemp(prefix="shmb-")  # short, for the paths of sockets that lie in it
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(_ROUND)
@@ -75,7 +79,7 @@ class Contender:
         with theirs:
             scale, descriptor = "quick" if quick else "full", theirs.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.contender", case, rival, tag, scale, str(descriptor)],
+                [sys.executable, "-m", "benchmarks.contender", case, rival, tag, scale, str(descriptor), self._place],
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,
@@ -133,6 +137,7 @@ class Contender:
             if status and not self.outcome.failed:
                 self.outcome.failed = f"its process ended with status {status}"
         self._ended = True
+        _remove(self._place)
         with self._errors:
             self._errors.seek(0)
             self.outcome.stderr += without_places(self._errors.read().decode(errors="replace"))
@@ -153,6 +158,15 @@ class Contender:
     def __exit__(self, *exc: object) -> None:
         """End it."""
         self.end()
+
+
+def _remove(place: str) -> None:
+    """Remove a directory, also when a server that has been told to end still writes there."""
+    deadline = time.monotonic() + _ENDING
+    while os.path.exists(place) and time.monotonic() < deadline:
+        shutil.rmtree(place, ignore_errors=True)
+        if os.path.exists(place):
+            time.sleep(0.05)
 
 
 def _mapped_by_session(session: int) -> set[str]:

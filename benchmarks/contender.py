@@ -3,18 +3,22 @@
 Owns: the dialogue with the conductor over a socket, a line of JSON each way, and cleaning up however the dialogue ends.
 Must not know: other contenders.
 
-    python -m benchmarks.contender CASE CONTENDER TAG quick|full DESCRIPTOR
+    python -m benchmarks.contender CASE CONTENDER TAG quick|full DESCRIPTOR DIRECTORY
 
 It says {"ready": true}, or {"skipped": why}, or {"failed": traceback}; then answers every line with {"samples": ..., "facts": ...}.
-It ends, having cleaned up, when the conductor closes the socket, however that comes about.
+It ends, having cleaned up, when the conductor closes the socket, however that comes about. The directory is for temporary files, its
+own and those of all that it starts; it is removed in the end.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
+import shutil
 import socket
 import sys
+import tempfile
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +33,19 @@ if TYPE_CHECKING:
     from benchmarks.cases.case import Case
 
 
-def main(case_name: str, rival_name: str, tag: str, scale: str, descriptor: str) -> int:
+def main(case_name: str, rival_name: str, tag: str, scale: str, descriptor: str, place: str) -> int:
     """Be the contender."""
-    with socket.socket(fileno=int(descriptor)) as connection, connection.makefile("rw", encoding="utf-8") as line:
+    os.environ["TMPDIR"] = tempfile.tempdir = place
+    try:
+        return _take_part(case_name, rival_name, tag, scale, int(descriptor))
+    finally:
+        # Here too, and not only by the conductor, which may have been killed.
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _take_part(case_name: str, rival_name: str, tag: str, scale: str, descriptor: int) -> int:
+    """Set up, do rounds, clean up; returns the exit status."""
+    with socket.socket(fileno=descriptor) as connection, connection.makefile("rw", encoding="utf-8") as line:
         try:
             adapter = rivals.load(rivals.RIVALS[rival_name])
         except ModuleNotFoundError as error:

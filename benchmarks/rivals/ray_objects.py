@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
+import secrets
 import tempfile
 from typing import Any, ClassVar
 
@@ -15,6 +15,8 @@ import ray
 from benchmarks.rivals.interface import WORD, Adapter, Array, HandsOff, Puts, Reaches, UnableError
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# A secret for this node alone, which its processes and the peers inherit; else ray makes one and keeps it in the home directory.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 _STORE = 3 << 30
 _CONNECTING = 1 << 17  # more than what ray sends along with a reference
 _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -27,16 +29,14 @@ class Objects(Adapter, HandsOff, Reaches, Puts):
 
     def open(self) -> None:
         """Start a node of one's own, on this machine alone; something is put into it, for the first time takes longer."""
-        self._place = tempfile.mkdtemp(prefix="ray-")
         free = os.statvfs("/dev/shm")  # noqa: S108  where it keeps its objects
         if free.f_bavail * free.f_frsize < _STORE:
-            shutil.rmtree(self._place)
             raise UnableError(f"there are less than {_STORE >> 30} GiB of shared memory for its store")
         ray.init(
             num_cpus=2,
             include_dashboard=False,
             object_store_memory=_STORE,
-            _temp_dir=self._place,
+            _temp_dir=tempfile.gettempdir(),
             _node_ip_address="127.0.0.1",
             **_QUIET,
         )
@@ -45,7 +45,6 @@ class Objects(Adapter, HandsOff, Reaches, Puts):
     def close(self) -> None:
         """End the node."""
         ray.shutdown()
-        shutil.rmtree(self._place, ignore_errors=True)
 
     def invitation(self) -> Any:
         """Give the address of the node."""

@@ -101,8 +101,11 @@ def _check_case(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_its_contenders_and_leaves_nothing(number: signal.Signals) -> None:
-    """Ctrl-C or SIGTERM in the middle of a round ends the run with 130: no name, no process and no other word is left."""
+def test_an_interrupted_run_ends_its_contenders_and_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C or SIGTERM in the middle of a round ends the run with 130: no name, no process, no file and no other word is left."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     source = "import sys; from benchmarks.__main__ import main; sys.exit(main(['--quick', '--only', 'handoff']))"
     with Child(source) as child:
         tag = f"shmarray-bench-{child.pid}"
@@ -110,17 +113,22 @@ def test_an_interrupted_run_ends_its_contenders_and_leaves_nothing(number: signa
         done = child.kill(number)
         assert done == (130, "", "interrupted; every contender has ended\n")
         assert not leaks.shm_entries(tag)
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.timeout(180)
-def test_contenders_end_by_themselves_when_the_conductor_is_killed() -> None:
-    """SIGKILL of the benchmark alone: every contender cleans up, and then nothing is in shared memory."""
+def test_contenders_end_by_themselves_when_the_conductor_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL of the benchmark alone: every contender cleans up, and then nothing is in shared memory, nor among temporary files."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     source = "import sys; from benchmarks.__main__ import main; sys.exit(main(['--quick', '--only', 'handoff']))"
     with Child(source) as child:
         tag = f"shmarray-bench-{child.pid}"
         wait_until(lambda: leaks.shm_entries(tag), 60, "no contender has made its array")
         assert child.kill(signal.SIGKILL).returncode == -signal.SIGKILL
         wait_until(lambda: not leaks.shm_entries(tag), 60, lambda: f"left: {leaks.shm_entries(tag)}")
+        wait_until(lambda: not list(tmp_path.iterdir()), 60, lambda: f"left: {list(tmp_path.iterdir())}")
 
 
 def test_an_unknown_case_is_refused_with_the_names_of_those_there_are() -> None:
