@@ -76,22 +76,22 @@ class Binding(objects.SharedObject):
         self._get_now: Callable[[], Any] | None = None
         self._reads: list[Any] = [None] * count
 
-    def _producing(self) -> int:
+    def _producing(self, deadline: float | None) -> int:
         """Be a producer; gives the name of this process."""
         role = self._roles[0]
         if not role.has(self._number):
-            self._join(role)
+            self._join(role, deadline)
             if self._is_quick:
                 self._put_now = quick.putter(self._flow, self._all(self._writes, write=True))
         return self._flow.slots.parties.me()
 
-    def _consuming(self) -> Side:
+    def _consuming(self, deadline: float | None = None) -> Side:
         """Be a consumer, or have a subscription; gives the side to take by."""
         if self._words[form.MODE] == form.BROADCAST:
-            return (self._seat() or self._sit_down()).side
+            return (self._seat() or self._sit_down(deadline)).side
         if not self._roles[1].has(self._number):
             self._side = QueueSide(self._flow.slots)
-            self._join(self._roles[1])
+            self._join(self._roles[1], deadline)
             if self._is_quick:
                 self._get_now = quick.getter(self._flow, self._all(self._reads, write=False))
         return self._side  # type: ignore[return-value]  # set with the role
@@ -100,10 +100,10 @@ class Binding(objects.SharedObject):
         """Give the subscription that this object has by itself; in a forked child: not that of the parent."""
         return self._seats.get(guards.Process.generation)
 
-    def _sit_down(self) -> Seat:
+    def _sit_down(self, deadline: float | None) -> Seat:
         """Subscribe this object, once, though several threads come at the same time."""
         self._require_open()
-        made = Seat.make(self)
+        made = Seat.make(self, deadline)
         seat = self._seats.setdefault(guards.Process.generation, made)
         if seat is not made:
             made.close()
@@ -117,12 +117,12 @@ class Binding(objects.SharedObject):
                 name=self.name,
             )
 
-    def _join(self, role: Role) -> None:
+    def _join(self, role: Role, deadline: float | None) -> None:
         self._require_open()
         if self._finalizer is None:
             self._finalizer = weakref.finalize(self, _forget, self._roles, self._number)
             self._finalizer.atexit = False  # the end of the process is seen by all
-        role.join(self._number)
+        role.join(self._number, deadline)
 
     def _all(self, views: list[Any], *, write: bool) -> list[Any]:
         """View every slot, for this process: what a forked child inherited would take and put in its parent's name."""

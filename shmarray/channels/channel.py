@@ -136,8 +136,8 @@ class Channel(bindings.Binding):
         ):
             return True
         item, lengths = self._form.check(obj)
-        me = self._producing()
         deadline = objects.deadline_of(timeout if block else 0)
+        me = self._producing(deadline)
         if self._form.nbytes > bindings.SMALL:
             return self._put_large(item, lengths, me, deadline, meta)
         packed = None if meta is None else self._pack(meta)
@@ -171,7 +171,8 @@ class Channel(bindings.Binding):
         now = self._get_now
         if now is not None and self._generation == _here.generation and (item := now()) is not None:
             return item
-        return self._get(self._consuming(), objects.deadline_of(timeout if block else 0))
+        deadline = objects.deadline_of(timeout if block else 0)
+        return self._get(self._consuming(deadline), deadline)
 
     def _get(self, side: Side, deadline: float | None) -> Any:
         """Take the next item by that side, and copy it."""

@@ -10,6 +10,7 @@ when it is not any more, both with the lock held: whoever catches the exception 
 
 from __future__ import annotations
 
+import contextlib
 from queue import Empty, Full
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -119,7 +120,8 @@ class Flow(Waits):
         if self.slots.get_latch is self.slots.put_latch:
             self.slots.subscribers.bury({form.GONE})
         else:
-            self.with_get(self.slots.subscribers.bury, {form.GONE})
+            with contextlib.suppress(TimeoutError):
+                self.within(self.slots.get_latch, self.soon(), self.slots.subscribers.bury, {form.GONE})
 
     def publish(self, got: list[int], me: int) -> None:
         """Publish the slot in `got`, and wake whoever waits for it."""

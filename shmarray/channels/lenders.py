@@ -29,10 +29,10 @@ class Lender(Protocol):
     def _get(self, side: Side, deadline: float | None) -> Any:
         """Copy an item out."""
 
-    def _producing(self) -> int:
+    def _producing(self, deadline: float | None) -> int:
         """Be a producer."""
 
-    def _consuming(self) -> Side:
+    def _consuming(self, deadline: float | None = None) -> Side:
         """Be a consumer."""
 
     def _view(self, slot: int, lengths: Sequence[int], *, write: bool) -> Any:

@@ -47,9 +47,10 @@ class Loan:
         channel = self._channel
         _only_once(self._got)
         self._lengths = channel._form.lengths(self._shape)
-        self._me = channel._producing()
+        deadline = objects.deadline_of(self._timeout)
+        self._me = channel._producing(deadline)
         self._generation = guards.Process.generation
-        if channel._flow.claim(self._me, objects.deadline_of(self._timeout), self._got):
+        if channel._flow.claim(self._me, deadline, self._got):
             try:
                 return channel._view(self._got[0], self._lengths, write=True)
             except BaseException:
@@ -106,10 +107,11 @@ class Receipt:
         """Take the next item; gives its arrays. Raises `queue.Empty`, `ChannelClosedError`, `StoreClosedError`."""
         channel = self._channel
         _only_once(self._got)
-        side = self._side or channel._consuming()
+        deadline = objects.deadline_of(self._timeout)
+        side = self._side or channel._consuming(deadline)
         self._side = side
         self._generation = guards.Process.generation
-        channel._flow.take(side, objects.deadline_of(self._timeout), self._got)
+        channel._flow.take(side, deadline, self._got)
         try:
             return self._described(self._got[0])
         except BaseException:

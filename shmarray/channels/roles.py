@@ -33,15 +33,15 @@ class Role:
         """Whether an object of this process has the role; after a fork none has."""
         return self._generation == guards.Process.generation and member in self._members
 
-    def join(self, member: int) -> None:
-        """Give an object the role. Raises as `Slots.me`."""
+    def join(self, member: int, deadline: float | None) -> None:
+        """Give an object the role. Raises as `Slots.me`; `TimeoutError` as `Waits.within`."""
         me = self._flow.slots.parties.me()
         if self._generation != guards.Process.generation:
             self._members.clear()
             self._generation = guards.Process.generation
         try:
             self._members.add(member)
-            self._flow.with_put(self._enter, me)
+            self._flow.within(self._flow.slots.put_latch, deadline, self._enter, me)
         except BaseException:
             if not self._flow.slots.parties.is_in(self._first, me):
                 self._members.discard(member)

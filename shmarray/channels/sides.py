@@ -73,6 +73,11 @@ class SubscriptionSide:
         """Entry and token: what other processes know it by."""
         return self._entry, self._token
 
+    def require_there(self) -> None:
+        """Look whether it has ended. Raises `ChannelClosedError`."""
+        if not self._slots.subscribers.is_there(self._entry, self._token):
+            raise self._ended()
+
     def adopt(self, flow: Flow) -> None:
         """Be this process's. Raises `ChannelClosedError` if it has ended."""
         me = flow.slots.parties.me()

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from shmarray.membership import Membership
 
 _ORDERED = platform.machine() in ("x86_64", "AMD64", "i686", "s390x")
+_PATIENCE = 2.0  # seconds for which those who put wait for the lock of those who take
 _FEW = 16  # slots that are looked through one by one
 _now = time.time_ns
 
@@ -118,14 +119,14 @@ class Slots:
             self._words[form.HINT] = slot
 
     def _evict(self) -> int:
-        """Drop the oldest item that nobody has in hand; gives its slot, free. -1 if there is none."""
+        """Drop the oldest item that nobody has in hand; gives its slot, free. -1 if there is none, or the lock is not to be had."""
         latch = self.get_latch
         if latch is self.put_latch:
             return self._evict_locked()
         try:
             code = latch.take(latch.address)
-            if code:
-                latch.enter(code, None)
+            if code and not latch.enter(code, time.monotonic() + _PATIENCE):
+                return -1
             slot = self._evict_locked()
             latch.let(latch.address)
         except BaseException as error:

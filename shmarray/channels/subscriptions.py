@@ -54,18 +54,18 @@ class Seat:
         self._finalizer.atexit = False
 
     @classmethod
-    def make(cls, channel: Any) -> Self:
-        """Subscribe this process to a channel. Raises `StoreFullError`."""
+    def make(cls, channel: Any, deadline: float | None = None) -> Self:
+        """Subscribe this process to a channel. Raises `StoreFullError`; `TimeoutError` as `Waits.within`."""
         flow = channel._flow
         joined: list[int] = []
         try:
             me = flow.slots.parties.me()
             try:
-                flow.with_both(flow.slots.subscribers.join, me, joined)
+                flow.with_both(flow.slots.subscribers.join, me, joined, deadline=deadline)
             except StoreFullError:
                 if not flow.look_for_deaths():  # what the dead had, and what was dropped, is there until somebody looks
                     raise
-                flow.with_both(flow.slots.subscribers.join, me, joined)
+                flow.with_both(flow.slots.subscribers.join, me, joined, deadline=deadline)
             return cls(channel, *joined)
         except BaseException:
             if joined:
@@ -121,8 +121,8 @@ class Subscription:
         return _load, (type(self), self._channel, *self.side.key, self.side.ahead)
 
     def _owned(self) -> SubscriptionSide:
-        """Be this process's: it may have come here by a fork. Raises `ChannelClosedError` if it has ended."""
-        self.side.adopt(self._channel._flow)
+        """Give the side to take by, which makes it this process's: it may have come here by a fork. Raises `ChannelClosedError`."""
+        self.side.require_there()
         return self.side
 
     @property
@@ -188,7 +188,7 @@ class Subscription:
 def _load(cls: type[Subscription], channel: Any, entry: int, token: int, ahead: int) -> Subscription:
     """Load a handle: the subscription is this process's from now on. Raises `ChannelClosedError` if it has ended."""
     subscription = cls(channel, Seat(channel, entry, token, ahead))
-    subscription._owned()
+    subscription.side.adopt(channel._flow)
     return subscription
 
 

@@ -57,18 +57,18 @@ def _undone(flow: Flow) -> list[tuple[int, int]]:
 
 def join(flow: Flow, deadline: float | None) -> bool:
     """Wait until nothing is on its way or being dealt with; false at the deadline. Raises `LostTaskError`, `StoreClosedError`."""
-    words = flow.words
+    words, latch = flow.words, flow.slots.get_latch
     ticket = [0]
     try:
         while True:
             seen = words[form.DONE]
-            if flow.with_get(_try_join, flow, ticket):
+            if flow.within(latch, deadline, _try_join, flow, ticket):
                 return True
             in_time = objects.wait_change(words, form.DONE, seen, deadline, flow.member)
             flow.look_for_deaths()
-            _give_up_lost(flow)
+            _give_up_lost(flow, deadline)
             if not in_time:
-                return flow.with_get(_all_done, flow)
+                return flow.within(latch, deadline, _all_done, flow)
     finally:
         flow.count_out(form.JOINERS, ticket)
 
@@ -83,7 +83,7 @@ def _all_done(flow: Flow) -> bool:
     return flow.slots.is_drained() and not _undone(flow)
 
 
-def _give_up_lost(flow: Flow) -> None:
+def _give_up_lost(flow: Flow, deadline: float | None) -> None:
     undone = _undone(flow)
     if not undone:
         return
@@ -93,7 +93,7 @@ def _give_up_lost(flow: Flow) -> None:
         for index, word in undone
         if (slot := index - form.UNDONE) not in alive or guard.epoch_word(alive[slot]) != word >> 32
     ]
-    lost = flow.with_get(_strike_out, flow, dead) if dead else 0
+    lost = flow.within(flow.slots.get_latch, deadline, _strike_out, flow, dead) if dead else 0
     if lost:
         flow.wake_joiners()
         raise LostTaskError(

@@ -11,6 +11,7 @@ woken for nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +34,8 @@ R = TypeVar("R")
 _clock = time.monotonic
 _GRACE = 2.0
 """Seconds beyond the deadline for which a lock is waited for: it is held for microseconds, unless its holder was stopped."""
+_BRIEF = 0.25
+"""Seconds for which it is waited for where others will do what is to be done, or nothing hangs on it."""
 
 
 class Waits:
@@ -78,11 +81,18 @@ class Waits:
         """Do `work` as those who take."""
         return self.within(self.slots.get_latch, None, work, *arguments)
 
-    def with_both(self, work: Callable[..., R], *arguments: Any) -> R:
+    def with_both(self, work: Callable[..., R], *arguments: Any, deadline: float | None = None) -> R:
         """Do `work` with both locks held, in the order in which everyone takes them."""
-        if self.slots.get_latch is self.slots.put_latch:
-            return self.with_put(work, *arguments)
-        return self.with_put(lambda: self.with_get(work, *arguments))
+        put_latch, get_latch = self.slots.put_latch, self.slots.get_latch
+        if get_latch is put_latch:
+            return self.within(put_latch, deadline, work, *arguments)
+        result: R = self.within(put_latch, deadline, self.within, get_latch, deadline, work, *arguments)
+        return result
+
+    @staticmethod
+    def soon() -> float:
+        """Give a deadline for what may as well be done later: no waiting for who was stopped with a lock held."""
+        return _clock() - _GRACE + _BRIEF
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
@@ -106,15 +116,16 @@ class Waits:
 
     def count_in(self, line: int, ticket: list[int]) -> None:
         """Be counted among those who wait at a line."""
-        self._section(line)(self.line_up, line, None, ticket)
+        self.within(self._latch(line), None, self.line_up, line, None, ticket)
 
     def count_out(self, line: int, ticket: list[int]) -> None:
-        """Be counted no more."""
+        """Be counted no more. Stays counted if the lock is not to be had: then others are woken for nothing."""
         if ticket[0]:
-            self._section(line)(self._count_out, line, ticket)
+            with contextlib.suppress(TimeoutError):
+                self.within(self._latch(line), self.soon(), self._count_out, line, ticket)
 
-    def _section(self, line: int) -> Callable[..., Any]:
-        return self.with_put if line == form.PUTTERS else self.with_get
+    def _latch(self, line: int) -> Latch:
+        return self.slots.put_latch if line == form.PUTTERS else self.slots.get_latch
 
     def _poll(self, seen: int, deadline: float | None) -> None:
         """Look for a new item without sleeping, for as long as was asked for."""
@@ -185,19 +196,20 @@ class Waits:
     def look_for_deaths(self) -> bool:
         """Take from the dead what they have, and wake all; says whether that was anything. Raises `StoreClosedError`."""
         dead = self.slots.dead()
-        changed = bool(dead) and self.with_both(self._bury, dead)
-        if changed:
+        changed = False
+        if dead:
+            with contextlib.suppress(TimeoutError):  # whoever has a lock was stopped: they are found another time
+                changed = self.with_both(self._bury, dead, deadline=self.soon())
             self.wake_all()
         return changed
 
     def _bury(self, dead: set[int]) -> bool:
         """With both locks held: take from the dead what they have, and count anew who waits: all are woken for that."""
-        changed = self.slots.bury(dead)
-        if changed:
-            self.words[form.WAIT_ERA] += 1
-            for line in (form.PUTTERS, form.GETTERS, form.JOINERS):
-                self.words[line] = 0
-        return changed
+        # First: who dies in this, and is not known to the channel, leaves nothing that would lead another to do it.
+        self.words[form.WAIT_ERA] += 1
+        for line in (form.PUTTERS, form.GETTERS, form.JOINERS):
+            self.words[line] = 0
+        return self.slots.bury(dead)
 
     def is_over(self) -> bool:
         """Whether nothing more will be put: it was ended, or there were producers and none is left. What is there may still be taken."""
