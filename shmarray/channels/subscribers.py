@@ -208,15 +208,12 @@ class Subscribers:
         if not ready:
             return -1
         number, slot = min(ready)
-        missed = 0
-        for entry in there:
-            behind = number + 1 - words[entry + form.CURSOR]
-            if behind > 0:
-                # What lies before it and is held by others is missed with it: the order is that of publishing.
-                self._change(
-                    (entry + form.MISSED, words[entry + form.MISSED] + behind), (entry + form.CURSOR, number + 1)
-                )
-                missed += 1
-        words[form.DROPPED] += 1 if missed else 0
+        late = [entry for entry in there if words[entry + form.CURSOR] <= number]
+        for entry in late:
+            # What lies before it and is held by others is missed with it: the order is that of publishing.
+            missed = words[entry + form.MISSED] + number + 1 - words[entry + form.CURSOR]
+            changes = ((entry + form.MISSED, missed), (entry + form.CURSOR, number + 1))
+            dropped = ((form.DROPPED, words[form.DROPPED] + 1),) if entry == late[-1] else ()
+            self._change(*changes, *dropped)
         self.recount()  # which frees it
         return slot

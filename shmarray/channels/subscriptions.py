@@ -78,9 +78,13 @@ class Seat:
 
     def close(self) -> None:
         """End the subscription. May be repeated."""
-        self._flow.with_both(self._flow.slots.subscribers.leave, *self.side.key)
+        self._flow.with_both(self._leave)
         self._finalizer.detach()
         self._flow.wake_all()
+
+    def _leave(self) -> None:
+        self._flow.slots.subscribers.leave(*self.side.key)
+        self._flow.count_anew()  # another process, by which it was waited and which has died, is known to nobody any more
 
 
 class Subscription:

@@ -206,10 +206,14 @@ class Waits:
     def _bury(self, dead: set[int]) -> bool:
         """With both locks held: take from the dead what they have, and count anew who waits: all are woken for that."""
         # First: who dies in this, and is not known to the channel, leaves nothing that would lead another to do it.
+        self.count_anew()
+        return self.slots.bury(dead)
+
+    def count_anew(self) -> None:
+        """With both locks held: forget who waits; wake all after it, so that they are counted again."""
         self.words[form.WAIT_ERA] += 1
         for line in (form.PUTTERS, form.GETTERS, form.JOINERS):
             self.words[line] = 0
-        return self.slots.bury(dead)
 
     def is_over(self) -> bool:
         """Whether nothing more will be put: it was ended, or there were producers and none is left. What is there may still be taken."""

@@ -54,6 +54,7 @@ class Stand:
         self.mine = self.channel.subscribe() if self.broadcasts else None
         self.extra: Any = None
         self.had: Any = None
+        self.missed = 0
         self.put(0)
         assert self.drain() == [0]
         self.before = self.books()
@@ -222,8 +223,9 @@ def _dying(stand: Stand, deed: Callable[[Stand], Any]) -> int:
     if not pid:
         try:
             deed(stand).__enter__()
-        finally:
             os._exit(9)
+        finally:
+            os._exit(1)
     return pid
 
 
