@@ -204,3 +204,29 @@ def test_an_item_that_is_given_back_unseen_never_leads_to_another(store: sa.Stor
             after = channel.stats()
             assert after.missed - before.missed + len(found) == last
     is_usable(channel)
+
+
+def test_what_is_missed_is_told_with_the_item_after_it(store: sa.Store) -> None:
+    """Not with the one before, though that was still in hand when the others were dropped; nor twice."""
+    channel = store.channel(SIZE, np.int64, slots=3, mode="broadcast", full="drop-oldest")
+    with channel.subscribe() as subscription:
+        for number in range(3):
+            channel.put(np.full(SIZE, number))
+        flow = channel._flow
+        taken = subscription.receive(5)
+        take = type(flow).take
+
+        def late(self: Any, *arguments: Any) -> None:
+            take(self, *arguments)
+            for number in range(3, 5):
+                channel.put(np.full(SIZE, number))  # between the taking and the look at what was missed
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(flow), "take", late)
+            frame = taken.__enter__()
+        assert (int(frame[0]), taken.missed) == (0, 0)
+        taken.__exit__(None, None, None)
+        for expected in ((3, 2), (4, 0)):
+            after = subscription.receive(5)
+            with after as frame:
+                assert (int(frame[0]), after.missed) == expected
