@@ -158,7 +158,7 @@ def reaches_all(stand: Stand, scene: Scene, before: tuple[int, ...], where: str)
     assert found == published[missed:], (where, found, published, missed)
     assert lost == 0, where
     if scene.ready is _hand_over:
-        # What the dead had in hand is missed too; and an item is counted as dropped when it was for all who were late, of whom there are two.
+        # What the dead had in hand is missed too; and it counts as dropped when it was for all who were late: these are two.
         assert missed in (0, 2), where
         assert dropped <= missed, where
     else:
