@@ -103,7 +103,7 @@ class Binding(objects.SharedObject):
     def _sit_down(self, deadline: float | None) -> Seat:
         """Subscribe this object, once, though several threads come at the same time."""
         self._require_open()
-        made = Seat.make(self, deadline)
+        made = Seat.make(self, deadline, travels=False)
         seat = self._seats.setdefault(guards.Process.generation, made)
         if seat is not made:
             made.close()

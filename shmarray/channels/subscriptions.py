@@ -45,16 +45,17 @@ class Seat:
 
     side: SubscriptionSide
 
-    def __init__(self, channel: Any, entry: int, token: int, ahead: int) -> None:
-        """Stand for the subscription in the table at `entry`, which has come to item `ahead`."""
+    def __init__(self, channel: Any, entry: int, token: int, ahead: int, *, travels: bool = True) -> None:
+        """Stand for the subscription in the table at `entry`, which has come to item `ahead`. It `travels` if a child may use it."""
         self._flow: Flow = channel._flow
         self.side = SubscriptionSide(self._flow.slots, entry, token, ahead)
         whole = shields.over(objects.segment_of(channel))
-        self._finalizer = weakref.finalize(self, _desert, self._flow, self.side, _forks[0], whole)
+        forks = _forks[0] if travels else None
+        self._finalizer = weakref.finalize(self, _desert, self._flow, self.side, forks, whole)
         self._finalizer.atexit = False
 
     @classmethod
-    def make(cls, channel: Any, deadline: float | None = None) -> Self:
+    def make(cls, channel: Any, deadline: float | None = None, *, travels: bool = True) -> Self:
         """Subscribe this process to a channel. Raises `StoreFullError`; `TimeoutError` as `Waits.within`."""
         flow = channel._flow
         joined: list[int] = []
@@ -66,7 +67,7 @@ class Seat:
                 if not flow.look_for_deaths():  # what the dead had, and what was dropped, is there until somebody looks
                     raise
                 flow.with_both(flow.slots.subscribers.join, me, joined, deadline=deadline)
-            return cls(channel, *joined)
+            return cls(channel, *joined, travels=travels)
         except BaseException:
             if joined:
                 flow.with_both(flow.slots.subscribers.leave, *joined[:2])
@@ -196,10 +197,9 @@ def _load(cls: type[Subscription], channel: Any, entry: int, token: int, ahead: 
     return subscription
 
 
-def _desert(flow: Flow, side: SubscriptionSide, forks: int, whole: np.ndarray[Any, Any]) -> None:
+def _desert(flow: Flow, side: SubscriptionSide, forks: int | None, whole: np.ndarray[Any, Any]) -> None:
     """Run when a subscription is dropped without having been closed, or having travelled."""
     del whole
-    if (
-        forks == _forks[0]
-    ):  # else a child that was forked may be about to use it; it ends with this process, or that one
+    # A child that was forked since may be about to use it: then it ends with this process, or that one.
+    if forks is None or forks == _forks[0]:
         side.desert(flow)

@@ -291,6 +291,20 @@ def test_a_subscription_that_is_dropped_holds_nobody_up(store: sa.Store) -> None
         gc.enable()
 
 
+def test_an_object_that_is_dropped_after_a_fork_holds_nobody_up(store: sa.Store) -> None:
+    """Its own subscription is nobody's any more: a child has another."""
+    channel = broadcast(store, slots=1)
+    own = pickle.loads(pickle.dumps(channel))
+    with pytest.raises(queue.Empty):
+        own.get(timeout=0)
+
+    assert reap(in_child(lambda: rest(channel))) == 0
+    publish(channel, 1)
+    del own
+    publish(channel, 2)
+    assert channel.stats().subscribers == ()
+
+
 def test_what_only_a_dropped_subscription_had_not_seen_is_no_drop(store: sa.Store) -> None:
     """With "drop-oldest" it makes room, and nobody is said to have missed anything."""
     channel = broadcast(store, slots=2, full="drop-oldest")
