@@ -452,7 +452,7 @@ def _run(store: sa.Store, fleet: list[Any], *, shares: bool, times: float) -> No
 def test_a_channel_behaves_as_its_model_in_one_process(store: sa.Store) -> None:
     """Several objects and threads: order, counts, who waits, what was missed, whichever mode and policy; memory goes at the end."""
     before = store.stats().anonymous
-    _run(store, [Here(), InThread(), InThread()], shares=True, times=3)
+    _run(store, [Here(), InThread(), InThread()], shares=True, times=2)
     wait_until(lambda: store.stats().anonymous == before, 10)
 
 

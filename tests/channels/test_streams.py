@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import shmarray as sa
+from shmarray._format import channel as form
 from shmarray._os import futexes
 from tests.helpers.processes import reap, wait_until
 from tests.vocabulary.deaths import in_child
@@ -625,6 +627,25 @@ def _raise(*_: object) -> None:
     raise Handled
 
 
+@contextlib.contextmanager
+def handled_in_wait(channel: Any, handler: Callable[..., object]) -> Iterator[None]:
+    """Have a signal handled in this thread as soon as it is counted among those who wait for something of a channel."""
+    words, me = channel._words, threading.main_thread().ident or 0
+    lines = (form.PUTTERS, form.GETTERS, form.JOINERS)
+
+    def alarm() -> None:
+        wait_until(lambda: any(words[line] for line in lines), 40)
+        signal.pthread_kill(me, signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    thread, _ = in_thread(alarm)
+    try:
+        yield
+    finally:
+        thread.join(60)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("length", [4, 20_000])
 def test_a_handler_that_raises_ends_a_wait_and_leaves_nothing(store: sa.Store, length: int) -> None:
     """As Ctrl-C: it comes at once, nobody stays counted, nothing is held or lost, and the same process goes on."""
@@ -644,18 +665,13 @@ def _interrupt(store: sa.Store, what: str, length: int) -> None:
         "join": channel.join,
     }
     depth = int(what in ("put", "loan", "join"))
-    before = signal.signal(signal.SIGALRM, _raise)
-    try:
-        if depth:
-            channel.put(item)
-        for _ in range(3):
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
-            with pytest.raises(Handled):
-                waits[what]()
-            assert is_clean(channel, depth)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    if depth:
+        channel.put(item)
+    for _ in range(3):
+        with handled_in_wait(channel, _raise), pytest.raises(Handled):
+            waits[what]()
+        assert is_clean(channel, depth)
+        assert not channel._words[form.JOINERS]
     if not depth:
         channel.put(item)
     assert channel.get(timeout=0).tolist() == item.tolist()
@@ -668,12 +684,8 @@ def _interrupt(store: sa.Store, what: str, length: int) -> None:
 def test_a_handler_may_use_the_channel_in_which_its_process_waits(store: sa.Store) -> None:
     """What it puts wakes the wait that it interrupted."""
     channel = store.channel(4, "i8")
-    before = signal.signal(signal.SIGALRM, lambda *_: channel.put(ITEM))
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
+    with handled_in_wait(channel, lambda *_: channel.put(ITEM)):
         assert channel.get(timeout=30).tolist() == ITEM.tolist()
-    finally:
-        signal.signal(signal.SIGALRM, before)
     assert is_clean(channel)
 
 
