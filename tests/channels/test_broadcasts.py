@@ -16,6 +16,7 @@ import pytest
 
 import shmarray as sa
 from shmarray._format import channel as form
+from shmarray.channels.subscriptions import Seat
 from tests.channels import actors
 from tests.channels.test_streams import ITEM, in_thread, is_clean
 from tests.helpers.processes import reap, wait_until
@@ -99,6 +100,32 @@ def test_an_object_subscribes_itself_when_it_first_takes(store: sa.Store) -> Non
     for thread, _ in threads:
         thread.join(30)
     assert sorted(int(answers[0][0]) for _, answers in threads) == list(range(6))
+
+
+def test_threads_that_subscribe_an_object_at_once_share_one_subscription(
+    store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one is about to have a place, another has taken one: that stays, and the first place is given up."""
+    channel = broadcast(store)
+    make = Seat.make
+    others: list[Seat] = []
+
+    def slow(*arguments: Any, **options: Any) -> Seat:
+        seat = make(*arguments, **options)
+        if not others:
+            others.append(seat)
+            thread, answers = in_thread(partial(channel.get, timeout=0))
+            thread.join(30)
+            assert [type(answer) for answer in answers] == [queue.Empty]
+        return seat
+
+    monkeypatch.setattr(Seat, "make", slow)
+    with pytest.raises(queue.Empty):
+        channel.get(timeout=0)
+    assert [each.pid for each in channel.stats().subscribers] == [os.getpid()]
+    publish(channel, 1)
+    assert rest(channel) == [1]
+    others.clear()
 
 
 def test_one_subscription_has_one_item_in_hand(store: sa.Store) -> None:
