@@ -524,8 +524,8 @@ def test_the_first_to_receive_may_be_two_threads_at_once(store: sa.Store, monkey
     role = channel._roles[1]
     join, found = type(role).join, []
 
-    def slow(self: Any, member: int) -> None:
-        join(self, member)
+    def slow(self: Any, *arguments: Any) -> None:
+        join(self, *arguments)
         if self is role:
             thread, answers = in_thread(channel.get)
             thread.join(30)
