@@ -4,8 +4,7 @@ Owns: the steps of `slots`, each under its lock and with a deadline; giving back
 Must not know: how anyone waits (`waits`), NumPy, what is in a slot.
 
 An exception may come out of a signal handler anywhere. So what a thread gets is in a list before it is its own, and is taken out of the
-list
-when it is not any more, both with the lock held: whoever catches the exception gives back what the list says.
+list when it is not any more, both with the lock held: whoever catches the exception gives back what the list says.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ Owns: entering and leaving one, word of a death in between, and putting things r
 Must not know: what is guarded.
 
 As the guard of a block, a latch is a robust mutex, or a plain semaphore where the store has those; but it knows nothing of readers, and
-does not
-say who has it, so it costs half. All that is done with it held takes microseconds.
+does not say who has it, so it costs half. All that is done with it held takes microseconds.
 """
 
 from __future__ import annotations
@@ -84,10 +83,8 @@ class Latch:
             try:
                 self.mend()
             finally:
-                if self._robust:
-                    mutexes.mutex_consistent(
-                        self.address
-                    )  # it may have come with word of a death; else this changes nothing
+                if self._robust:  # it may have come with word of a death; else this changes nothing
+                    mutexes.mutex_consistent(self.address)
                 self.let(self.address)
 
     def _take_plain(self, address: int) -> int:
