@@ -1,8 +1,7 @@
 """Channels in coroutines.
 
 Owns: waiting for a slot or an item without keeping the event loop from its other work, and without a thread for each wait: one thread for
-all
-waits of this process on one word of a channel, that sleeps as everyone does and rests when nobody waits.
+all waits of this process on one word of a channel, that sleeps as everyone does and rests when nobody waits.
 Must not know: what is in a slot.
 """
 
