@@ -196,7 +196,7 @@ def subscribe(stand: Stand) -> None:
 
 def begin(stand: Stand) -> None:
     """Be a producer and a consumer for a moment, with another object of the channel."""
-    with stand.store.open_channel("again") as again:
+    with stand.store.open_channel(stand.options["name"]) as again:
         again.put(stand.item(NEW), block=False)
         again.get(timeout=PATIENCE)
         again.task_done()

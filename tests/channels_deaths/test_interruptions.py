@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import sys
@@ -117,15 +118,17 @@ def test_who_is_interrupted_at_any_point_with_a_queue_goes_on(name: str, size: i
 class Again:
     """An object of a channel by which alone this process puts or takes."""
 
+    _numbers = itertools.count()
+
     def __init__(self, store: sa.Store, **options: Any) -> None:
         """Make the channel."""
-        self.channel = store.channel(4, np.int64, slots=2, name="again", **options)
+        self.channel = store.channel(4, np.int64, slots=2, name=f"again {next(self._numbers)}", **options)
         self.store = store
         self.object: Any = None
 
     def ready(self) -> None:
         """Have a new object."""
-        self.object = self.store.open_channel("again")
+        self.object = self.store.open_channel(str(self.channel.name))
 
     def put(self) -> None:
         """Put, for the first time."""
@@ -170,6 +173,7 @@ def test_who_is_interrupted_becoming_one_of_a_channel_is_one_or_is_not(mode: str
 
     for deed in (again.put, again.get):
         assert deaths.interrupt_everywhere(again.ready, deed, verify) > 5
+    again.channel.unlink()
 
 
 @pytest.mark.parametrize("mode", ["queue", "broadcast"])
@@ -189,3 +193,4 @@ def test_who_is_interrupted_closing_can_close_again(mode: str, either_store: sa.
         assert (stats.producers, stats.consumers, stats.subscribers) == ((), (), ()), where
 
     assert deaths.interrupt_everywhere(ready, again.close, verify) > 1
+    again.channel.unlink()

@@ -171,6 +171,9 @@ class _Stage:
         process, given = self.running[role].pop(self.rng.randrange(len(self.running[role])))
         if self.rng.random() < 0.7 and process.exitcode is None:
             self.ledger.wait_for_work(role, self.rng.choice((1, 3)), _HANG)
+        if process.exitcode == 0 and role == "producer":
+            self._start(role)  # it has put as many as one can
+            return
         if process.exitcode is not None:
             self._fault(f"a {role} has ended with {process.exitcode}: {self._said()}")
             return
