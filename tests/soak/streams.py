@@ -128,7 +128,7 @@ class _Stage:
                 for _ in range(count):
                     self._start(role)
             try:
-                while self.killed.total() < kills and self.born["producer"] < PRODUCERS and not self.report.faults:
+                while self.killed.total() < kills and self.born["producer"] < PRODUCERS - 1 and not self.report.faults:
                     self._kill_one()
                 self.ledger.stop()
                 self._join("producer")
@@ -168,12 +168,13 @@ class _Stage:
         """Let them work for a while, then kill one; another takes its place."""
         time.sleep(self.rng.expovariate(1 / self.rng.choice((0.002, 0.01, 0.05))))
         role = self.rng.choice(("producer", "consumer"))
-        process, given = self.running[role].pop(self.rng.randrange(len(self.running[role])))
-        if self.rng.random() < 0.7 and process.exitcode is None:
-            self.ledger.wait_for_work(role, self.rng.choice((1, 3)), _HANG)
-        if process.exitcode == 0 and role == "producer":
-            self._start(role)  # it has put as many as one can
+        if self.rng.random() < 0.7 and not self._wait_for_work(role, self.rng.choice((1, 3))):
+            self._fault(f"no {role} does anything: {self.channel.stats()}")
             return
+        self._renew()
+        if self.born["producer"] >= PRODUCERS - 1:
+            return
+        process, given = self.running[role].pop(self.rng.randrange(len(self.running[role])))
         if process.exitcode is not None:
             self._fault(f"a {role} has ended with {process.exitcode}: {self._said()}")
             return
@@ -185,6 +186,26 @@ class _Stage:
         if given is not self.channel:
             given.close()  # whether it came to use it or not
         self._start(role)
+
+    def _wait_for_work(self, role: str, steps: int) -> bool:
+        """Wait until those of a role have done something; false if that takes too long."""
+        goal, until = self.ledger.worked(role) + steps, time.monotonic() + _HANG
+        while self.ledger.worked(role) < goal:
+            self._renew()
+            if self.born["producer"] >= PRODUCERS - 1:
+                return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.0005)
+        return True
+
+    def _renew(self) -> None:
+        """Replace producers that have put as many items as one can: without them nobody has anything to do."""
+        for entry in [entry for entry in self.running["producer"] if entry[0].exitcode == 0]:
+            self.running["producer"].remove(entry)
+            entry[0].close()
+            if self.born["producer"] < PRODUCERS - 1:
+                self._start("producer")
 
     def _join(self, role: str) -> None:
         until = time.monotonic() + _HANG
