@@ -19,16 +19,20 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
-_waiting = ctypes.CDLL(None, use_errno=True)
-_quick = ctypes.PyDLL(None)
+_ARGUMENTS = (
+    *(ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32),
+    *(ctypes.POINTER(_Timespec), ctypes.c_void_p, ctypes.c_int),
+)
+_wait = ctypes.CDLL(None, use_errno=True)["syscall"]  # releases the GIL
+_wake = ctypes.PyDLL(None)["syscall"]  # keeps it: this never waits
+_wait.argtypes = _wake.argtypes = _ARGUMENTS  # said once, and not for each call
 
 
 def wait(address: int, value: int, seconds: float) -> None:
     """Sleep while the word at `address` is `value`, at most that long. May return for no reason: look again."""
-    limit = _Timespec(int(seconds), int(seconds % 1 * 1e9))
-    _waiting.syscall(NUMBER, ctypes.c_void_p(address), _WAIT, ctypes.c_uint32(value), ctypes.byref(limit), None, 0)
+    _wait(NUMBER, address, _WAIT, value, _Timespec(int(seconds), int(seconds % 1 * 1e9)), None, 0)
 
 
 def wake(address: int, count: int = EVERYONE) -> None:
     """Wake up to `count` sleepers on the word at `address`, in every process."""
-    _quick.syscall(NUMBER, ctypes.c_void_p(address), _WAKE, ctypes.c_int(count), None, None, 0)
+    _wake(NUMBER, address, _WAKE, count, None, None, 0)

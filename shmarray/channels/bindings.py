@@ -16,7 +16,7 @@ import numpy as np
 from shmarray import arrays, contents, guards, objects
 from shmarray._format import channel as form
 from shmarray._os import mutexes
-from shmarray.channels import quick
+from shmarray.channels import hands, quick
 from shmarray.channels.flow import Flow
 from shmarray.channels.forms import Form
 from shmarray.channels.roles import Role
@@ -42,8 +42,8 @@ class Binding(objects.SharedObject):
     """An attached channel."""
 
     __slots__ = (
-        *("_data", "_dtype", "_finalizer", "_flow", "_form", "_generation", "_get_now", "_is_quick", "_number"),
-        *("_put_now", "_reads", "_roles", "_seats", "_shape", "_side", "_writes"),
+        *("_data", "_dtype", "_finalizer", "_flow", "_form", "_generation", "_get_now", "_giving", "_is_quick"),
+        *("_number", "_put_now", "_reads", "_roles", "_seats", "_shape", "_side", "_taking", "_writes"),
     )
 
     def _attached(self) -> None:
@@ -72,8 +72,10 @@ class Binding(objects.SharedObject):
             and self._words[form.MODE] == form.QUEUE
         )
         self._dtype, self._shape = field.dtype, field.bounds
+        self._giving: hands.Giving | None = None
+        self._taking: hands.Taking | None = None
         self._put_now: Callable[[Any], bool] | None = None
-        self._get_now: Callable[[], Any] | None = None
+        self._get_now: Callable[[list[int] | None], Any] | None = None
         self._reads: list[Any] = [None] * count
 
     def _producing(self, deadline: float | None) -> int:
@@ -81,6 +83,8 @@ class Binding(objects.SharedObject):
         role = self._roles[0]
         if not role.has(self._number):
             self._join(role, deadline)
+            if self._words[form.MODE] == form.QUEUE:
+                self._giving = hands.giving(self._flow)
             if self._is_quick:
                 self._put_now = quick.putter(self._flow, self._all(self._writes, write=True))
         return self._flow.slots.parties.me()
@@ -92,6 +96,7 @@ class Binding(objects.SharedObject):
         if not self._roles[1].has(self._number):
             self._side = QueueSide(self._flow.slots)
             self._join(self._roles[1], deadline)
+            self._taking = hands.taking(self._flow)
             if self._is_quick:
                 self._get_now = quick.getter(self._flow, self._all(self._reads, write=False))
         return self._side  # type: ignore[return-value]  # set with the role
@@ -123,14 +128,26 @@ class Binding(objects.SharedObject):
             self._finalizer = weakref.finalize(self, _forget, self._roles, self._number)
             self._finalizer.atexit = False  # the end of the process is seen by all
         role.join(self._number, deadline)
+        if self._generation != guards.Process.generation:
+            # What a forked child inherited would take and put in its parent's name.
+            self._forget_short_ways()
+            self._generation = guards.Process.generation
+
+    def _forget_short_ways(self) -> None:
+        self._put_now = self._get_now = self._giving = self._taking = None
 
     def _all(self, views: list[Any], *, write: bool) -> list[Any]:
-        """View every slot, for this process: what a forked child inherited would take and put in its parent's name."""
-        if self._generation != guards.Process.generation:
-            self._put_now = self._get_now = None
+        """View every slot."""
         views[:] = [self._form.view(memory, (), write=write) for memory in self._data]
-        self._generation = guards.Process.generation
         return views
+
+    def _short_giving(self) -> hands.Giving | None:
+        """The short way for producers, if this object is one in this process already."""
+        return self._giving if self._generation == guards.Process.generation else None
+
+    def _short_taking(self) -> hands.Taking | None:
+        """The short way for consumers, likewise."""
+        return self._taking if self._generation == guards.Process.generation else None
 
     def _view(self, slot: int, lengths: Sequence[int], *, write: bool) -> Any:
         """View a slot as an item; whoever gets it cannot change what is kept here."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from shmarray import guards, objects
 from shmarray._format import channel as form
-from shmarray.channels import aio, bindings, statistics, tasks
+from shmarray.channels import aio, bindings, quick, statistics, tasks
 from shmarray.channels.loans import Loan, Receipt, frames
 from shmarray.channels.subscriptions import Subscription
 
@@ -79,7 +79,8 @@ class Channel(bindings.Binding):
 
         `frame` is an `ndarray`, or a dict of them where the channel has fields; what is in it is undefined. `shape` is needed where a
         length varies (of fields: a mapping), else the largest. `meta` goes with the item. Entering raises `queue.Full` at the timeout,
-        `ChannelClosedError` when the channel was ended or its consumers have all gone, `StoreClosedError`, `ShapeError`.
+        `ChannelClosedError` when the channel was ended, or no slot is free and its consumers have all gone, `StoreClosedError`,
+        `ShapeError`.
         """
         return Loan(self, timeout, shape, meta)
 
@@ -168,10 +169,12 @@ class Channel(bindings.Binding):
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take the next item as a private copy. Raises as `receive`."""
-        now = self._get_now
-        if now is not None and self._generation == _here.generation and (item := now()) is not None:
+        now = self._get_now if self._generation == _here.generation else None
+        if now is not None and (item := now(None)) is not None:
             return item
         deadline = objects.deadline_of(timeout if block else 0)
+        if now is not None and block and (item := quick.wait(self._flow, now, deadline)) is not None:
+            return item
         return self._get(self._consuming(deadline), deadline)
 
     def _get(self, side: Side, deadline: float | None) -> Any:
@@ -263,7 +266,7 @@ class Channel(bindings.Binding):
         """
         number = abs(self._number)
         self._number = -number
-        self._put_now = self._get_now = None
+        self._forget_short_ways()
         for role in self._roles:
             role.leave(number)
         seat = self._seat()

@@ -73,13 +73,18 @@ class Latch:
             return errno.EDEADLK
         return self._noted(*mutexes.semaphore_wait(self.address, seconds))
 
+    def is_mine(self) -> bool:
+        """Whether this thread has the lock."""
+        if self._robust:
+            return mutexes.mutex_owner(self.address) == get_native_id()
+        return self._owner == get_ident()
+
     def abandon(self, error: BaseException) -> None:
         """After an exception, from wherever: if this thread has the lock, put things right and let it go."""
         if error is self._refusal:
             self._refusal = None  # the lock is that of the call which was interrupted, and which may go on
             return
-        mine = mutexes.mutex_owner(self.address) == get_native_id() if self._robust else self._owner == get_ident()
-        if mine:
+        if self.is_mine():
             try:
                 self.mend()
             finally:

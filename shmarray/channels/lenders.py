@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from shmarray.channels.flow import Flow, Side
     from shmarray.channels.forms import Form
+    from shmarray.channels.hands import Giving, Taking
 
 
 class Lender(Protocol):
@@ -34,6 +35,12 @@ class Lender(Protocol):
 
     def _consuming(self, deadline: float | None = None) -> Side:
         """Be a consumer."""
+
+    def _short_giving(self) -> Giving | None:
+        """The short way for producers."""
+
+    def _short_taking(self) -> Taking | None:
+        """The short way for consumers."""
 
     def _view(self, slot: int, lengths: Sequence[int], *, write: bool) -> Any:
         """View a slot."""

@@ -26,7 +26,7 @@ class Loan:
     The array is the slot itself: once out of the block it must not be written any more.
     """
 
-    __slots__ = ("_channel", "_generation", "_got", "_lengths", "_me", "_shape", "_timeout", "meta", "published")
+    __slots__ = ("_channel", "_generation", "_got", "_lengths", "_shape", "_short", "_timeout", "meta", "published")
 
     meta: Any
     """What goes with the item; may be set inside the block. Anything that pickles into the channel's `meta_bytes`."""
@@ -44,38 +44,47 @@ class Loan:
 
     def __enter__(self) -> Any:
         """Claim a slot; gives its arrays. Raises `queue.Full`, `ChannelClosedError`, `StoreClosedError`, `ShapeError`."""
-        channel = self._channel
-        _only_once(self._got)
-        self._lengths = channel._form.lengths(self._shape)
-        deadline = objects.deadline_of(self._timeout)
-        self._me = channel._producing(deadline)
-        self._generation = guards.Process.generation
-        if channel._flow.claim(self._me, deadline, self._got):
-            try:
-                return channel._view(self._got[0], self._lengths, write=True)
-            except BaseException:
-                channel._flow.discard(self._got, self._me)
-                raise
-        return channel._spare(self._lengths)
+        channel, got = self._channel, self._got
+        _only_once(got)
+        self._lengths = lengths = channel._form.lengths(self._shape)
+        self._short = short = channel._short_giving()
+        try:
+            if short is None or not short.claim(got):
+                deadline = objects.deadline_of(self._timeout)
+                me = channel._producing(deadline)
+                if not channel._flow.claim(me, deadline, got):
+                    self._generation = guards.Process.generation
+                    return channel._spare(lengths)
+            self._generation = guards.Process.generation
+            return channel._view(got[0], lengths, write=True)
+        except BaseException:
+            self._drop()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Publish, or drop. Raises `ValueError` for metadata that are too large; then it was dropped."""
-        if not self._got or self._generation != guards.Process.generation:
+        got = self._got
+        if not got or self._generation != guards.Process.generation:
             return  # in a child that was forked inside the block, the slot is the parent's
-        channel = self._channel
+        channel, short = self._channel, self._short
         try:
             if kind is None:
-                channel._describe(self._got[0], self._lengths, self.meta)
-                channel._flow.publish(self._got, self._me)
+                channel._describe(got[0], self._lengths, self.meta)
+                if short is None or not short.publish(got):
+                    channel._flow.publish(got, channel._flow.slots.parties.me())
                 self.published = True
             else:
-                channel._flow.discard(self._got, self._me)
+                self._drop()
         except BaseException:
-            if self._got:
-                channel._flow.discard(self._got, self._me)
+            self._drop()
             raise
+
+    def _drop(self) -> None:
+        if self._got:
+            flow = self._channel._flow
+            flow.discard(self._got, flow.slots.parties.me())
 
 
 class Receipt:
@@ -84,7 +93,19 @@ class Receipt:
     The arrays are the slot itself, not writable: what is to be kept must be copied.
     """
 
-    __slots__ = ("_channel", "_generation", "_got", "_keep", "_side", "_timeout", "meta", "missed", "sequence", "time")
+    __slots__ = (
+        "_channel",
+        "_generation",
+        "_got",
+        "_keep",
+        "_short",
+        "_side",
+        "_timeout",
+        "meta",
+        "missed",
+        "sequence",
+        "time",
+    )
 
     meta: Any
     """What the producer gave with the item; None if nothing."""
@@ -105,17 +126,19 @@ class Receipt:
 
     def __enter__(self) -> Any:
         """Take the next item; gives its arrays. Raises `queue.Empty`, `ChannelClosedError`, `StoreClosedError`."""
-        channel = self._channel
-        _only_once(self._got)
-        deadline = objects.deadline_of(self._timeout)
-        side = self._side or channel._consuming(deadline)
-        self._side = side
-        self._generation = guards.Process.generation
-        channel._flow.take(side, deadline, self._got)
+        channel, got = self._channel, self._got
+        _only_once(got)
+        self._short = short = None if self._side is not None else channel._short_taking()
         try:
-            return self._described(self._got[0])
+            if short is None or not short.take(got):
+                deadline = objects.deadline_of(self._timeout)
+                side = self._side or channel._consuming(deadline)
+                self._side = side
+                channel._flow.take(side, deadline, got)
+            self._generation = guards.Process.generation
+            return self._described(got[0])
         except BaseException:
-            self._return()
+            self._leave()
             raise
 
     def _described(self, slot: int) -> Any:
@@ -141,8 +164,14 @@ class Receipt:
                 raise
 
     def _return(self) -> None:
-        if self._side is not None:
-            self._channel._flow.give_back(self._side, self._got)
+        got, short = self._got, self._short
+        if got and (short is None or not short.give_back(got)):
+            self._channel._flow.give_back(self._side or self._channel._consuming(None), got)
+
+    def _leave(self) -> None:
+        """Leave an item that nobody has seen to the next."""
+        if self._got:
+            self._channel._flow.untake(self._side or self._channel._consuming(None), self._got)
 
 
 def _only_once(got: list[int]) -> None:

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 _now = time.time_ns
 _clock = time.monotonic
-_READY, _FREE = form.READY, form.FREE
+_READY, _FREE, _LOANED, _TAKEN = form.READY, form.FREE, form.LOANED, form.TAKEN
 _TAIL, _HEAD, _HINT, _ENDED = form.TAIL, form.HEAD, form.HINT, form.ENDED
 _NUMBER, _STAMP, _META = form.NUMBER, form.STAMP, form.META
 _GETTERS, _PUTTERS, _JOINERS, _RETURNED = form.GETTERS, form.PUTTERS, form.JOINERS, form.RETURNED_COUNT
 _COUNT = (1 << 32) - 1
+_CACHED = 256 << 10
+"""Bytes of all slots up to which it does not matter which is used next: they are in the processor's cache, all of them."""
 
 
 def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any], bool]:
@@ -39,13 +41,16 @@ def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any],
     words, slots, latch = flow.words, flow.slots, flow.slots.put_latch
     take, let, address = latch.take, latch.let, latch.address
     records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
+    # In turn, where that costs nothing: so nobody has to be told which slot was freed last.
+    in_turn = count * words[form.STRIDE] <= _CACHED
 
     def put_now(array: Any) -> bool:
         try:
             code = take(address)
             if code and not latch.enter(code, _clock() + SLICE):
                 return False
-            slot = words[_HINT]
+            number = words[_TAIL]
+            slot = number % count if in_turn else words[_HINT]
             record = records[slot]
             if words[record] and not words[_ENDED]:  # else nothing is dropped to make room
                 slot = slots.find()
@@ -53,7 +58,6 @@ def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any],
             done = slot >= 0 and not words[_ENDED]
             if done:
                 views[slot][...] = array
-                number = words[_TAIL]
                 words[record + _NUMBER] = number
                 words[record + _STAMP] = _now()
                 words[record + _META] = 0
@@ -71,17 +75,22 @@ def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any],
     return put_now
 
 
-def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[], Any]:
-    """Make what copies the next item out of a queue, if there is one that can be had at once; else it gives None."""
+def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[list[int] | None], Any]:
+    """Make what copies the next item out of a queue, if there is one that can be had at once; else it gives None.
+
+    It is given the ticket of one who waits, to be counted out with the item.
+    """
     words, slots, latch = flow.words, flow.slots, flow.slots.get_latch
     take, let, address = latch.take, latch.let, latch.address
     records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
     me = slots.parties.me()
     undone, epoch = form.UNDONE + form.slot_of(me), form.epoch_of(me) << 32
+    in_turn = count * words[form.STRIDE] <= _CACHED
+    each = form.EACH
 
-    def get_now() -> Any:
+    def get_now(ticket: list[int] | None = None) -> Any:
         item = None
-        gone = [0]
+        gone = 0
         try:
             code = take(address)
             if code and not latch.enter(code, _clock() + SLICE):
@@ -91,14 +100,17 @@ def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[], An
                 slot = words[ring + head % count]
                 record = records[slot]
                 item = views[slot].copy()
-                if not head % form.EACH:
+                if not head % each:
                     slots.note_latency(slot)
                 words[_HEAD] = head + 1
                 begun = words[undone]
                 words[undone] = begun + 1 if begun & ~_COUNT == epoch else epoch | 1
-                gone[0] = 1
-                words[_HINT] = slot
+                gone = 1
+                if not in_turn:
+                    words[_HINT] = slot
                 words[record] = _FREE
+                if ticket is not None:
+                    flow.served(ticket)
             let(address)
             if words[_PUTTERS] or words[_JOINERS]:
                 flow.after_giving_back()
@@ -106,8 +118,29 @@ def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[], An
                 flow.pass_on()
         except BaseException as error:
             latch.abandon(error)
-            tasks.undo(flow, gone)
+            tasks.undo(flow, [gone])
             raise
         return item
 
     return get_now
+
+
+def wait(flow: Flow, get_now: Callable[[list[int] | None], Any], deadline: float | None) -> Any:
+    """Wait for an item as long as nothing but the lack of one is in the way; None if it is not to be had that way.
+
+    What is done between being woken and having the item is what a message takes to arrive: so it is little.
+    """
+    ticket = [0]
+    try:
+        flow.count_in(_GETTERS, ticket, deadline)
+        while True:
+            seen = flow.words[_TAIL]
+            item = get_now(ticket)
+            if item is not None:
+                return item
+            if flow.is_over() or flow.polls or not flow.rest_for_item(seen, deadline):
+                flow.count_out(_GETTERS, ticket)
+                return None
+    except BaseException:
+        flow.count_out(_GETTERS, ticket)
+        raise

@@ -82,9 +82,11 @@ class Slots:
         words = self._words
         slot: int = words[form.HINT]
         if words[self.records[slot]]:
-            slot = self._search()
-            if slot < 0 and self._evicts:
-                slot = self._evict()
+            slot = words[form.TAIL] % self._count  # that of the item so many before, which is likely to be done with
+            if words[self.records[slot]]:
+                slot = self._search()
+                if slot < 0 and self._evicts:
+                    slot = self._evict()
         return slot
 
     def _search(self) -> int:

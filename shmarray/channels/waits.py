@@ -34,6 +34,7 @@ R = TypeVar("R")
 _clock = time.monotonic
 _GRACE = 2.0
 """Seconds beyond the deadline for which a lock is waited for: it is held for microseconds, unless its holder was stopped."""
+_SELDOM = 1.0
 _BRIEF = 0.25
 """Seconds for which it is waited for where others will do what is to be done, or nothing hangs on it."""
 
@@ -114,9 +115,9 @@ class Waits:
             self.words[line] -= 1
         ticket[0] = 0
 
-    def count_in(self, line: int, ticket: list[int]) -> None:
-        """Be counted among those who wait at a line."""
-        self.within(self._latch(line), None, self.line_up, line, None, ticket)
+    def count_in(self, line: int, ticket: list[int], deadline: float | None = None) -> None:
+        """Be counted among those who wait at a line. Raises `TimeoutError` as `within`."""
+        self.within(self._latch(line), deadline, self.line_up, line, None, ticket)
 
     def count_out(self, line: int, ticket: list[int]) -> None:
         """Be counted no more. Stays counted if the lock is not to be had: then others are woken for nothing."""
@@ -140,12 +141,29 @@ class Waits:
         if index == form.TAIL:
             self.words[form.ASLEEP] = 1
         objects.wait_change(self.words, index, seen, deadline, self.member)
-        self.look_now_and_then()
+        # As long as items come there is little that the dead could keep from us, and a look takes long beside an item.
+        self.look_now_and_then(SLICE if index == form.FREED or self.words[index] == seen else _SELDOM)
 
-    def look_now_and_then(self) -> None:
-        """Look for the dead if that was not done, by this process, for a slice of time."""
+    def rest_for_item(self, seen: int, deadline: float | None) -> bool:
+        """Sleep until there may be an item; false when the deadline has passed, or for a slice nothing has come."""
+        if deadline is not None and _clock() >= deadline:
+            return False
+        self.rest(form.TAIL, seen, deadline)
+        return bool(self.words[form.TAIL] != seen)
+
+    def served(self, ticket: list[int]) -> None:
+        """With the get lock held: be counted no more among those who wait for an item."""
+        self._count_out(form.GETTERS, ticket)
+
+    @property
+    def polls(self) -> bool:
+        """Whether those who take are to poll before they sleep."""
+        return bool(self._spin)
+
+    def look_now_and_then(self, pause: float = SLICE) -> None:
+        """Look for the dead if that was not done, by this process, for so many seconds."""
         now = _clock()
-        if now - self._looked >= SLICE:
+        if now - self._looked >= pause:
             self._looked = now
             self.look_for_deaths()
 

@@ -1,0 +1,153 @@
+"""The short way to have a slot of a queue in hand.
+
+Owns: claiming, publishing, taking and giving back in one piece, each without a call of Python's on the way, when nothing stands in it: the
+lock is free, there is a slot or an item. Whatever else is said no to, and goes the long way (`flow`).
+Must not know: waiting; broadcasts; what is in a slot.
+
+The steps are those of `slots`, each a store. What a thread has got is in a list, as in `flow`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from shmarray._format import channel as form
+from shmarray.guards import SLICE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shmarray.channels.flow import Flow
+
+    Step = Callable[[list[int]], bool]
+
+_now = time.time_ns
+_clock = time.monotonic
+_READY, _FREE = form.READY, form.FREE
+_TAIL, _HEAD, _HINT, _ENDED = form.TAIL, form.HEAD, form.HINT, form.ENDED
+_NUMBER, _STAMP = form.NUMBER, form.STAMP
+_GETTERS, _PUTTERS, _JOINERS, _RETURNED = form.GETTERS, form.PUTTERS, form.JOINERS, form.RETURNED_COUNT
+
+
+class Giving(NamedTuple):
+    """What a producer does with a slot; each says whether it could be done at once."""
+
+    claim: Step
+    publish: Step
+
+
+class Taking(NamedTuple):
+    """What a consumer does with an item; each says whether it could be done at once."""
+
+    take: Step
+    give_back: Step
+
+
+def giving(flow: Flow) -> Giving:
+    """Make the steps of a producer of a queue, for this process."""
+    words, slots, latch = flow.words, flow.slots, flow.slots.put_latch
+    take, let, address = latch.take, latch.let, latch.address
+    records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
+    me = slots.parties.me()
+    loaned = form.LOANED | me
+
+    def claim(got: list[int]) -> bool:
+        try:
+            code = take(address)
+            if code and not latch.enter(code, _clock() + SLICE):
+                return False
+            if not words[_ENDED]:
+                slot = words[_HINT]
+                if words[records[slot]]:
+                    slot = slots.find()
+                if slot >= 0:
+                    got.append(slot)
+                    words[records[slot]] = loaned
+            let(address)
+        except BaseException as error:
+            # By one store, which needs no lock; but with the lock still held, for else the slot may be another's.
+            if got:
+                slots.discard(got[0], me)
+                got.clear()
+            latch.abandon(error)
+            raise
+        return bool(got)
+
+    def publish(got: list[int]) -> bool:
+        try:
+            code = take(address)
+            if code and not latch.enter(code, _clock() + SLICE):
+                return False
+            slot = got[0]
+            record, number = records[slot], words[_TAIL]
+            words[record + _NUMBER] = number
+            words[record + _STAMP] = _now()
+            words[ring + number % count] = slot
+            words[record] = _READY | number
+            words[_TAIL] = number + 1
+            got.clear()
+            let(address)
+        except BaseException as error:
+            if got:
+                slots.discard(got[0], me)
+                got.clear()
+            latch.abandon(error)
+            raise
+        if words[_GETTERS]:
+            flow.wake_takers()
+        return True
+
+    return Giving(claim, publish)
+
+
+def taking(flow: Flow) -> Taking:
+    """Make the steps of a consumer of a queue, for this process."""
+    words, slots, latch = flow.words, flow.slots, flow.slots.get_latch
+    lock, let, address = latch.take, latch.let, latch.address
+    records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
+    me = slots.parties.me()
+    taken, each = form.TAKEN | me, form.EACH
+
+    def take(got: list[int]) -> bool:
+        try:
+            code = lock(address)
+            if code and not latch.enter(code, _clock() + SLICE):
+                return False
+            head = words[_HEAD]
+            if head != words[_TAIL] and not words[_RETURNED]:
+                slot = words[ring + head % count]
+                got.append(slot)
+                words[records[slot]] = taken
+                if not head % each:
+                    slots.note_latency(slot)
+                words[_HEAD] = head + 1
+            let(address)
+        except BaseException as error:
+            if got and latch.is_mine():
+                slots.untake(got[0], me)
+                got.clear()
+            latch.abandon(error)
+            raise
+        if words[_GETTERS]:
+            flow.pass_on()
+        return bool(got)
+
+    def give_back(got: list[int]) -> bool:
+        try:
+            code = lock(address)
+            if code and not latch.enter(code, _clock() + SLICE):
+                return False
+            slot = got[0]
+            words[_HINT] = slot
+            words[records[slot]] = _FREE
+            got.clear()
+            let(address)
+        except BaseException as error:
+            latch.abandon(error)
+            raise
+        if words[_PUTTERS] or words[_JOINERS]:
+            flow.after_giving_back()
+        return True
+
+    return Taking(take, give_back)
