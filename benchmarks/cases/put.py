@@ -40,6 +40,7 @@ class Put(Case):
         "dask",
         "open + mmap by hand",
         "np.copyto into faulted memory",
+        "np.copyto in two threads",
     )
     aims: ClassVar[tuple[Aim, ...]] = (
         Aim(f"fresh {_SMALL}", "shmarray", "rate", 1.8, "SharedMemory"),

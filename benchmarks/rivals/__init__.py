@@ -76,6 +76,7 @@ RIVALS = {
         Rival("filling all slots, nobody reads", "limit", "queues", "OverAll"),
         Rival("open + mmap by hand", "limit", "files", "OpenAndMap"),
         Rival("np.copyto into faulted memory", "limit", "copying", "CopyTo"),
+        Rival("np.copyto in two threads", "limit", "copying", "CopyInTwoThreads"),
         Rival("200 bytes over the same Pipe", "limit", "messages", "Message"),
         Rival("200 bytes by send_bytes", "limit", "messages", "Bare"),
         Rival("one array, nobody else reads it", "limit", "pickling", "Unread"),
