@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _NUMBERS = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238, "armv7l": 240, "i686": 240}
 NUMBER = _NUMBERS.get(platform.machine(), 98)
@@ -36,3 +40,22 @@ def wait(address: int, value: int, seconds: float) -> None:
 def wake(address: int, count: int = EVERYONE) -> None:
     """Wake up to `count` sleepers on the word at `address`, in every process."""
     _wake(NUMBER, address, _WAKE, count, None, None, 0)
+
+
+def sleeper(address: int, seconds: float) -> Callable[[int], None]:
+    """Make a `wait` on one word, always at most that long: all that can be said beforehand is."""
+    limit = _Timespec(int(seconds), int(seconds % 1 * 1e9))
+
+    def sleep(value: int) -> None:
+        _wait(NUMBER, address, _WAIT, value, limit, None, 0)
+
+    return sleep
+
+
+def waker(address: int, count: int = EVERYONE) -> Callable[[], None]:
+    """Make a `wake` on one word, likewise."""
+
+    def rouse() -> None:
+        _wake(NUMBER, address, _WAKE, count, None, None, 0)
+
+    return rouse

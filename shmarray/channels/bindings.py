@@ -42,8 +42,19 @@ class Binding(objects.SharedObject):
     """An attached channel."""
 
     __slots__ = (
-        *("_data", "_dtype", "_finalizer", "_flow", "_form", "_generation", "_get_now", "_giving", "_is_quick"),
-        *("_number", "_put_now", "_reads", "_roles", "_seats", "_shape", "_side", "_taking", "_writes"),
+        *(
+            "_data",
+            "_dtype",
+            "_finalizer",
+            "_flow",
+            "_form",
+            "_generation",
+            "_get_now",
+            "_get_soon",
+            "_giving",
+            "_is_quick",
+        ),
+        *("_number", "_put_now", "_reads", "_roles", "_seats", "_shape", "_side", "_soon", "_taking", "_writes"),
     )
 
     def _attached(self) -> None:
@@ -76,6 +87,7 @@ class Binding(objects.SharedObject):
         self._taking: hands.Taking | None = None
         self._put_now: Callable[[Any], bool] | None = None
         self._get_now: Callable[[list[int] | None], Any] | None = None
+        self._soon: Callable[[Callable[[list[int]], Any], float | None], Any] | None = None
         self._reads: list[Any] = [None] * count
 
     def _producing(self, deadline: float | None) -> int:
@@ -97,6 +109,7 @@ class Binding(objects.SharedObject):
             self._side = QueueSide(self._flow.slots)
             self._join(self._roles[1], deadline)
             self._taking = hands.taking(self._flow)
+            self._soon = hands.waiter(self._flow)
             if self._is_quick:
                 self._get_now = quick.getter(self._flow, self._all(self._reads, write=False))
         return self._side  # type: ignore[return-value]  # set with the role
@@ -134,7 +147,7 @@ class Binding(objects.SharedObject):
             self._generation = guards.Process.generation
 
     def _forget_short_ways(self) -> None:
-        self._put_now = self._get_now = self._giving = self._taking = None
+        self._put_now = self._get_now = self._giving = self._taking = self._soon = None
 
     def _all(self, views: list[Any], *, write: bool) -> list[Any]:
         """View every slot."""

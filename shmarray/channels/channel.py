@@ -12,7 +12,7 @@ import numpy as np
 
 from shmarray import guards, objects
 from shmarray._format import channel as form
-from shmarray.channels import aio, bindings, quick, statistics, tasks
+from shmarray.channels import aio, bindings, statistics, tasks
 from shmarray.channels.loans import Loan, Receipt, frames
 from shmarray.channels.subscriptions import Subscription
 
@@ -173,7 +173,8 @@ class Channel(bindings.Binding):
         if now is not None and (item := now(None)) is not None:
             return item
         deadline = objects.deadline_of(timeout if block else 0)
-        if now is not None and block and (item := quick.wait(self._flow, now, deadline)) is not None:
+        soon = self._soon
+        if now is not None and soon is not None and block and (item := soon(now, deadline)) is not None:
             return item
         return self._get(self._consuming(deadline), deadline)
 

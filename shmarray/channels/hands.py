@@ -2,7 +2,8 @@
 
 Owns: claiming, publishing, taking and giving back in one piece, each without a call of Python's on the way, when nothing stands in it: the
 lock is free, there is a slot or an item. Whatever else is said no to, and goes the long way (`flow`).
-Must not know: waiting; broadcasts; what is in a slot.
+Also the short way to wait for an item.
+Must not know: waiting for a slot; broadcasts; what is in a slot.
 
 The steps are those of `slots`, each a store. What a thread has got is in a list, as in `flow`.
 """
@@ -10,7 +11,7 @@ The steps are those of `slots`, each a store. What a thread has got is in a list
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmarray._format import channel as form
 from shmarray.guards import SLICE
@@ -28,6 +29,8 @@ _READY, _FREE = form.READY, form.FREE
 _TAIL, _HEAD, _HINT, _ENDED = form.TAIL, form.HEAD, form.HINT, form.ENDED
 _NUMBER, _STAMP = form.NUMBER, form.STAMP
 _GETTERS, _PUTTERS, _JOINERS, _RETURNED = form.GETTERS, form.PUTTERS, form.JOINERS, form.RETURNED_COUNT
+_ASLEEP = form.ASLEEP
+_LOW = (1 << 32) - 1
 
 
 class Giving(NamedTuple):
@@ -38,9 +41,9 @@ class Giving(NamedTuple):
 
 
 class Taking(NamedTuple):
-    """What a consumer does with an item; each says whether it could be done at once."""
+    """What a consumer does with an item; each says whether it could be done at once. `take` is also given the ticket of one who waits."""
 
-    take: Step
+    take: Callable[..., bool]
     give_back: Step
 
 
@@ -51,6 +54,7 @@ def giving(flow: Flow) -> Giving:
     records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
     me = slots.parties.me()
     loaned = form.LOANED | me
+    wake = flow.waker_of_takers()
 
     def claim(got: list[int]) -> bool:
         try:
@@ -94,8 +98,9 @@ def giving(flow: Flow) -> Giving:
                 got.clear()
             latch.abandon(error)
             raise
-        if words[_GETTERS]:
-            flow.wake_takers()
+        if words[_GETTERS] and words[_ASLEEP]:  # as `Waits.wake_takers`
+            words[_ASLEEP] = 0
+            wake()
         return True
 
     return Giving(claim, publish)
@@ -109,7 +114,7 @@ def taking(flow: Flow) -> Taking:
     me = slots.parties.me()
     taken, each = form.TAKEN | me, form.EACH
 
-    def take(got: list[int]) -> bool:
+    def take(got: list[int], ticket: list[int] | None = None) -> bool:
         try:
             code = lock(address)
             if code and not latch.enter(code, _clock() + SLICE):
@@ -122,6 +127,8 @@ def taking(flow: Flow) -> Taking:
                 if not head % each:
                     slots.note_latency(slot)
                 words[_HEAD] = head + 1
+                if ticket is not None:
+                    flow.served(ticket)
             let(address)
         except BaseException as error:
             if got and latch.is_mine():
@@ -151,3 +158,35 @@ def taking(flow: Flow) -> Taking:
         return True
 
     return Taking(take, give_back)
+
+
+def waiter(flow: Flow) -> Callable[[Callable[[list[int]], Any], float | None], Any]:
+    """Make what waits for an item as long as nothing but the lack of one is in the way; it gives None if it is not to be had that way.
+
+    It is given what tries to have one, and is called with the ticket of one who waits. What is done between being woken and having the item
+    is what a message takes to arrive: so it is little.
+    """
+    words, sleep = flow.words, flow.sleeper_for_item()
+
+    def wait(attempt: Callable[[list[int]], Any], deadline: float | None) -> Any:
+        ticket = [0]
+        try:
+            flow.count_in(_GETTERS, ticket, deadline)
+            while True:
+                seen = words[_TAIL]
+                item = attempt(ticket)
+                if item is not None:
+                    return item
+                if not flow.may_sleep(deadline):
+                    break
+                words[_ASLEEP] = 1
+                sleep(seen & _LOW)
+                if words[_TAIL] == seen:
+                    break  # for a slice nothing has come, or a signal has: the long way looks for reasons
+            flow.count_out(_GETTERS, ticket)
+        except BaseException:
+            flow.count_out(_GETTERS, ticket)
+            raise
+        return None
+
+    return wait

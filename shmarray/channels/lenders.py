@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shmarray.channels.flow import Flow, Side
     from shmarray.channels.forms import Form
@@ -22,6 +22,7 @@ class Lender(Protocol):
     _array: Any
     _flow: Flow
     _form: Form
+    _soon: Callable[[Callable[[list[int]], Any], float | None], Any] | None
     _words: Any
 
     def put(self, obj: Any, block: bool = True, timeout: float | None = None, *, meta: Any = None) -> bool:  # noqa: FBT001, FBT002

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from shmarray.channels.flow import Side
+    from shmarray.channels.hands import Taking
     from shmarray.channels.lenders import Lender, Source
 
 
@@ -132,14 +133,22 @@ class Receipt:
         try:
             if short is None or not short.take(got):
                 deadline = objects.deadline_of(self._timeout)
-                side = self._side or channel._consuming(deadline)
-                self._side = side
-                channel._flow.take(side, deadline, got)
+                if short is None or not self._wait(short, deadline):
+                    side = self._side or channel._consuming(deadline)
+                    self._side = side
+                    channel._flow.take(side, deadline, got)
             self._generation = guards.Process.generation
             return self._described(got[0])
         except BaseException:
             self._leave()
             raise
+
+    def _wait(self, short: Taking, deadline: float | None) -> bool:
+        """Wait the short way; false if that does not do."""
+        soon, got = self._channel._soon, self._got
+        if soon is None or self._timeout == 0:
+            return False
+        return soon(lambda ticket: short.take(got, ticket) or None, deadline) is not None
 
     def _described(self, slot: int) -> Any:
         channel = self._channel

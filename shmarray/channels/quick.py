@@ -31,6 +31,7 @@ _READY, _FREE, _LOANED, _TAKEN = form.READY, form.FREE, form.LOANED, form.TAKEN
 _TAIL, _HEAD, _HINT, _ENDED = form.TAIL, form.HEAD, form.HINT, form.ENDED
 _NUMBER, _STAMP, _META = form.NUMBER, form.STAMP, form.META
 _GETTERS, _PUTTERS, _JOINERS, _RETURNED = form.GETTERS, form.PUTTERS, form.JOINERS, form.RETURNED_COUNT
+_ASLEEP = form.ASLEEP
 _COUNT = (1 << 32) - 1
 _CACHED = 256 << 10
 """Bytes of all slots up to which it does not matter which is used next: they are in the processor's cache, all of them."""
@@ -41,6 +42,7 @@ def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any],
     words, slots, latch = flow.words, flow.slots, flow.slots.put_latch
     take, let, address = latch.take, latch.let, latch.address
     records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
+    wake = flow.waker_of_takers()
     # In turn, where that costs nothing: so nobody has to be told which slot was freed last.
     in_turn = count * words[form.STRIDE] <= _CACHED
 
@@ -68,8 +70,9 @@ def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any],
         except BaseException as error:
             latch.abandon(error)
             raise
-        if words[_GETTERS]:
-            flow.wake_takers()
+        if words[_GETTERS] and words[_ASLEEP]:  # as `Waits.wake_takers`
+            words[_ASLEEP] = 0
+            wake()
         return done
 
     return put_now
@@ -123,24 +126,3 @@ def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[list[
         return item
 
     return get_now
-
-
-def wait(flow: Flow, get_now: Callable[[list[int] | None], Any], deadline: float | None) -> Any:
-    """Wait for an item as long as nothing but the lack of one is in the way; None if it is not to be had that way.
-
-    What is done between being woken and having the item is what a message takes to arrive: so it is little.
-    """
-    ticket = [0]
-    try:
-        flow.count_in(_GETTERS, ticket, deadline)
-        while True:
-            seen = flow.words[_TAIL]
-            item = get_now(ticket)
-            if item is not None:
-                return item
-            if flow.is_over() or flow.polls or not flow.rest_for_item(seen, deadline):
-                flow.count_out(_GETTERS, ticket)
-                return None
-    except BaseException:
-        flow.count_out(_GETTERS, ticket)
-        raise

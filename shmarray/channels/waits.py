@@ -144,21 +144,22 @@ class Waits:
         # As long as items come there is little that the dead could keep from us, and a look takes long beside an item.
         self.look_now_and_then(SLICE if index == form.FREED or self.words[index] == seen else _SELDOM)
 
-    def rest_for_item(self, seen: int, deadline: float | None) -> bool:
-        """Sleep until there may be an item; false when the deadline has passed, or for a slice nothing has come."""
-        if deadline is not None and _clock() >= deadline:
-            return False
-        self.rest(form.TAIL, seen, deadline)
-        return bool(self.words[form.TAIL] != seen)
+    def may_sleep(self, deadline: float | None) -> bool:
+        """Whether one who waits for an item is to sleep a slice now: it is not the time to give up, to poll, or to see that all is over."""
+        in_time = deadline is None or deadline - _clock() > SLICE
+        return in_time and not self._spin and not self.is_over()
+
+    def sleeper_for_item(self) -> Callable[[int], None]:
+        """Make what sleeps, a slice at most, while the low half of the tail is as it is told."""
+        return futexes.sleeper(ctypes.addressof(self.words) + 8 * form.TAIL, SLICE)
+
+    def waker_of_takers(self) -> Callable[[], None]:
+        """Make what wakes one who sleeps so."""
+        return futexes.waker(ctypes.addressof(self.words) + 8 * form.TAIL, 1)
 
     def served(self, ticket: list[int]) -> None:
         """With the get lock held: be counted no more among those who wait for an item."""
         self._count_out(form.GETTERS, ticket)
-
-    @property
-    def polls(self) -> bool:
-        """Whether those who take are to poll before they sleep."""
-        return bool(self._spin)
 
     def look_now_and_then(self, pause: float = SLICE) -> None:
         """Look for the dead if that was not done, by this process, for so many seconds."""
