@@ -42,19 +42,21 @@ class Binding(objects.SharedObject):
     """An attached channel."""
 
     __slots__ = (
+        *("_data", "_dtype", "_finalizer", "_flow", "_form", "_generation", "_get_now", "_get_soon"),
         *(
-            "_data",
-            "_dtype",
-            "_finalizer",
-            "_flow",
-            "_form",
-            "_generation",
-            "_get_now",
-            "_get_soon",
             "_giving",
             "_is_quick",
+            "_number",
+            "_put_now",
+            "_reads",
+            "_roles",
+            "_seats",
+            "_shape",
+            "_side",
+            "_soon",
+            "_taking",
+            "_writes",
         ),
-        *("_number", "_put_now", "_reads", "_roles", "_seats", "_shape", "_side", "_soon", "_taking", "_writes"),
     )
 
     def _attached(self) -> None:
@@ -76,11 +78,7 @@ class Binding(objects.SharedObject):
         self._writes: list[Any] = [None] * count
         field = self._form.fields[0]
         self._is_quick = (
-            self._form.is_single
-            and not self._form.varying
-            and self._form.nbytes <= SMALL
-            and count <= _FEW
-            and self._words[form.MODE] == form.QUEUE
+            self._form.is_single and not self._form.varying and self._form.nbytes <= SMALL and count <= _FEW
         )
         self._dtype, self._shape = field.dtype, field.bounds
         self._giving: hands.Giving | None = None
@@ -95,8 +93,7 @@ class Binding(objects.SharedObject):
         role = self._roles[0]
         if not role.has(self._number):
             self._join(role, deadline)
-            if self._words[form.MODE] == form.QUEUE:
-                self._giving = hands.giving(self._flow)
+            self._giving = hands.giving(self._flow)
             if self._is_quick:
                 self._put_now = quick.putter(self._flow, self._all(self._writes, write=True))
         return self._flow.slots.parties.me()

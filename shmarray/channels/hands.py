@@ -1,9 +1,9 @@
-"""The short way to have a slot of a queue in hand.
+"""The short way to have a slot in hand: for producers, and for the consumers of a queue.
 
 Owns: claiming, publishing, taking and giving back in one piece, each without a call of Python's on the way, when nothing stands in it: the
 lock is free, there is a slot or an item. Whatever else is said no to, and goes the long way (`flow`).
 Also the short way to wait for an item.
-Must not know: waiting for a slot; broadcasts; what is in a slot.
+Must not know: waiting for a slot; how a broadcast is read; what is in a slot.
 
 The steps are those of `slots`, each a store. What a thread has got is in a list, as in `flow`.
 """
@@ -29,7 +29,7 @@ _READY, _FREE = form.READY, form.FREE
 _TAIL, _HEAD, _HINT, _ENDED = form.TAIL, form.HEAD, form.HINT, form.ENDED
 _NUMBER, _STAMP = form.NUMBER, form.STAMP
 _GETTERS, _PUTTERS, _JOINERS, _RETURNED = form.GETTERS, form.PUTTERS, form.JOINERS, form.RETURNED_COUNT
-_ASLEEP = form.ASLEEP
+_ASLEEP, _SUBSCRIBED, _PENDING = form.ASLEEP, form.SUBSCRIBED, form.PENDING
 _LOW = (1 << 32) - 1
 
 
@@ -48,13 +48,13 @@ class Taking(NamedTuple):
 
 
 def giving(flow: Flow) -> Giving:
-    """Make the steps of a producer of a queue, for this process."""
+    """Make the steps of a producer, for this process."""
     words, slots, latch = flow.words, flow.slots, flow.slots.put_latch
     take, let, address = latch.take, latch.let, latch.address
     records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
     me = slots.parties.me()
     loaned = form.LOANED | me
-    wake = flow.waker_of_takers()
+    wake, broadcasts = flow.waker_of_takers(), words[form.MODE] == form.BROADCAST
 
     def claim(got: list[int]) -> bool:
         try:
@@ -70,8 +70,7 @@ def giving(flow: Flow) -> Giving:
                     words[records[slot]] = loaned
             let(address)
         except BaseException as error:
-            # By one store, which needs no lock; but with the lock still held, for else the slot may be another's.
-            if got:
+            if got:  # with the lock still held, for else the slot may be another's
                 slots.discard(got[0], me)
                 got.clear()
             latch.abandon(error)
@@ -88,7 +87,12 @@ def giving(flow: Flow) -> Giving:
             words[record + _NUMBER] = number
             words[record + _STAMP] = _now()
             words[ring + number % count] = slot
-            words[record] = _READY | number
+            if broadcasts:
+                audience = words[_SUBSCRIBED]
+                words[record + _PENDING] = audience
+                words[record] = _READY | number if audience else _FREE
+            else:
+                words[record] = _READY | number
             words[_TAIL] = number + 1
             got.clear()
             let(address)

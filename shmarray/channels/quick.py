@@ -2,7 +2,7 @@
 
 Owns: putting and getting in one piece, without a call of Python's on the way, when nothing stands in it: the item has the very form of the
 channel, the lock is free, there is a slot or an item. Whatever else is said no to, and goes the long way (`flow`).
-Must not know: waiting; broadcasts.
+Must not know: waiting; how a broadcast is read.
 
 The steps are those of `slots`, each a store. An item is copied into a slot that is free, and stays so until it is published: whoever dies
 before has done nothing. An item is copied out while it is ready; then the head goes past it, and then its slot is free: whoever dies
@@ -31,18 +31,18 @@ _READY, _FREE, _LOANED, _TAKEN = form.READY, form.FREE, form.LOANED, form.TAKEN
 _TAIL, _HEAD, _HINT, _ENDED = form.TAIL, form.HEAD, form.HINT, form.ENDED
 _NUMBER, _STAMP, _META = form.NUMBER, form.STAMP, form.META
 _GETTERS, _PUTTERS, _JOINERS, _RETURNED = form.GETTERS, form.PUTTERS, form.JOINERS, form.RETURNED_COUNT
-_ASLEEP = form.ASLEEP
+_ASLEEP, _SUBSCRIBED, _PENDING = form.ASLEEP, form.SUBSCRIBED, form.PENDING
 _COUNT = (1 << 32) - 1
 _CACHED = 256 << 10
 """Bytes of all slots up to which it does not matter which is used next: they are in the processor's cache, all of them."""
 
 
 def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any], bool]:
-    """Make what copies an array that has the form of the items into a queue, if that can be done at once; it says whether it was."""
+    """Make what copies an array that has the form of the items in, if that can be done at once; it says whether it was."""
     words, slots, latch = flow.words, flow.slots, flow.slots.put_latch
     take, let, address = latch.take, latch.let, latch.address
     records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
-    wake = flow.waker_of_takers()
+    wake, broadcasts = flow.waker_of_takers(), words[form.MODE] == form.BROADCAST
     # In turn, where that costs nothing: so nobody has to be told which slot was freed last.
     in_turn = count * words[form.STRIDE] <= _CACHED
 
@@ -64,7 +64,12 @@ def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any],
                 words[record + _STAMP] = _now()
                 words[record + _META] = 0
                 words[ring + number % count] = slot
-                words[record] = _READY | number
+                if broadcasts:
+                    audience = words[_SUBSCRIBED]
+                    words[record + _PENDING] = audience
+                    words[record] = _READY | number if audience else _FREE
+                else:
+                    words[record] = _READY | number
                 words[_TAIL] = number + 1
             let(address)
         except BaseException as error:

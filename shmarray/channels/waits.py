@@ -154,8 +154,9 @@ class Waits:
         return futexes.sleeper(ctypes.addressof(self.words) + 8 * form.TAIL, SLICE)
 
     def waker_of_takers(self) -> Callable[[], None]:
-        """Make what wakes one who sleeps so."""
-        return futexes.waker(ctypes.addressof(self.words) + 8 * form.TAIL, 1)
+        """Make what wakes one who sleeps so; of a broadcast, all."""
+        count = 1 if self.words[form.MODE] == form.QUEUE else futexes.EVERYONE
+        return futexes.waker(ctypes.addressof(self.words) + 8 * form.TAIL, count)
 
     def served(self, ticket: list[int]) -> None:
         """With the get lock held: be counted no more among those who wait for an item."""
