@@ -42,21 +42,9 @@ class Binding(objects.SharedObject):
     """An attached channel."""
 
     __slots__ = (
-        *("_data", "_dtype", "_finalizer", "_flow", "_form", "_generation", "_get_now", "_get_soon"),
-        *(
-            "_giving",
-            "_is_quick",
-            "_number",
-            "_put_now",
-            "_reads",
-            "_roles",
-            "_seats",
-            "_shape",
-            "_side",
-            "_soon",
-            "_taking",
-            "_writes",
-        ),
+        *("_data", "_dtype", "_finalizer", "_flow", "_form", "_generation", "_get_now", "_giving"),
+        *("_is_quick", "_number", "_put_now", "_reads", "_roles", "_seats", "_shape"),
+        *("_side", "_soon", "_taking", "_writes"),
     )
 
     def _attached(self) -> None:

@@ -49,12 +49,14 @@ class Taking(NamedTuple):
 
 def giving(flow: Flow) -> Giving:
     """Make the steps of a producer, for this process."""
+    return Giving(_claimer(flow), _publisher(flow))
+
+
+def _claimer(flow: Flow) -> Step:
     words, slots, latch = flow.words, flow.slots, flow.slots.put_latch
     take, let, address = latch.take, latch.let, latch.address
-    records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
-    me = slots.parties.me()
+    records, me = slots.records, slots.parties.me()
     loaned = form.LOANED | me
-    wake, broadcasts = flow.waker_of_takers(), words[form.MODE] == form.BROADCAST
 
     def claim(got: list[int]) -> bool:
         try:
@@ -76,6 +78,16 @@ def giving(flow: Flow) -> Giving:
             latch.abandon(error)
             raise
         return bool(got)
+
+    return claim
+
+
+def _publisher(flow: Flow) -> Step:
+    words, slots, latch = flow.words, flow.slots, flow.slots.put_latch
+    take, let, address = latch.take, latch.let, latch.address
+    records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
+    me = slots.parties.me()
+    wake, broadcasts = flow.waker_of_takers(), words[form.MODE] == form.BROADCAST
 
     def publish(got: list[int]) -> bool:
         try:
@@ -107,7 +119,7 @@ def giving(flow: Flow) -> Giving:
             wake()
         return True
 
-    return Giving(claim, publish)
+    return publish
 
 
 def taking(flow: Flow) -> Taking:
