@@ -7,7 +7,7 @@ Must not know: locks, processes, NumPy.
     8     lock of those who put (64 bytes)      16   lock of those who take
     24    tail: items published                 32   head: items taken, in a queue
     40    putters who wait; turn of freed slots; the slot that was freed last; joiners who wait; turn of what was done
-    48    takers who wait; whether one of them may be asleep
+    48    takers who wait; the tail that is the first to wake one of them
     56    counters changed by who puts          64   counters changed by who takes
     72    journal                               88   latencies, a histogram
     216   pids, by slot of the store's table of processes

@@ -203,7 +203,7 @@ class Flow(Waits):
         """Leave the item in `got`, that nobody has seen, to the next."""
         if got:
             self.with_get(self._untake, side, got)
-            self.wake_takers()
+            self.stir(form.TAIL)
 
     # No loop in what follows: between the step and the clearing there is no point at which a handler could raise, and the step be repeated.
 

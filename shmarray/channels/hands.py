@@ -89,7 +89,10 @@ def _publisher(flow: Flow) -> Step:
     me = slots.parties.me()
     wake, broadcasts = flow.waker_of_takers(), words[form.MODE] == form.BROADCAST
 
+    woken = 0
+
     def publish(got: list[int]) -> bool:
+        nonlocal woken
         try:
             code = take(address)
             if code and not latch.enter(code, _clock() + SLICE):
@@ -114,9 +117,11 @@ def _publisher(flow: Flow) -> Step:
                 got.clear()
             latch.abandon(error)
             raise
-        if words[_GETTERS] and words[_ASLEEP]:  # as `Waits.wake_takers`
-            words[_ASLEEP] = 0
-            wake()
+        if words[_GETTERS]:  # as `Waits.wake_takers`
+            asleep = words[_ASLEEP]
+            if broadcasts or (asleep != woken and asleep <= number + 1):
+                woken = asleep
+                wake()
         return True
 
     return publish
@@ -195,7 +200,7 @@ def waiter(flow: Flow) -> Callable[[Callable[[list[int]], Any], float | None], A
                     return item
                 if not flow.may_sleep(deadline):
                     break
-                words[_ASLEEP] = 1
+                words[_ASLEEP] = seen + 1
                 sleep(seen & _LOW)
                 if words[_TAIL] == seen:
                     break  # for a slice nothing has come, or a signal has: the long way looks for reasons

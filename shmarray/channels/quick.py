@@ -46,7 +46,10 @@ def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any],
     # In turn, where that costs nothing: so nobody has to be told which slot was freed last.
     in_turn = count * words[form.STRIDE] <= _CACHED
 
+    woken = 0
+
     def put_now(array: Any) -> bool:
+        nonlocal woken
         try:
             code = take(address)
             if code and not latch.enter(code, _clock() + SLICE):
@@ -75,9 +78,11 @@ def putter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[Any],
         except BaseException as error:
             latch.abandon(error)
             raise
-        if words[_GETTERS] and words[_ASLEEP]:  # as `Waits.wake_takers`
-            words[_ASLEEP] = 0
-            wake()
+        if words[_GETTERS]:  # as `Waits.wake_takers`
+            asleep = words[_ASLEEP]
+            if broadcasts or (asleep != woken and asleep <= number + 1):
+                woken = asleep
+                wake()
         return done
 
     return put_now

@@ -42,7 +42,7 @@ _BRIEF = 0.25
 class Waits:
     """A channel's words, with all that waits. One for each mapping, valid as long as that is; keeps it for nobody."""
 
-    __slots__ = ("_looked", "_policy", "_spin", "_stays", "member", "name", "slots", "waiters", "words")
+    __slots__ = ("_looked", "_policy", "_spin", "_stays", "_woken", "member", "name", "slots", "waiters", "words")
 
     def __init__(self, words: Any, member: Membership, name: str | None) -> None:
         """Use these words, a ctypes array, of a channel of that name."""
@@ -54,6 +54,7 @@ class Waits:
         self.waiters: dict[int, Any] = {}
         """Of this process: who waits in coroutines, by the word; see `aio`."""
         self._looked = _clock()
+        self._woken = 0
         self._policy = words[form.FULL]
         self._stays = bool(words[form.FLAGS] & form.STAY)
         self._spin = words[form.SPIN] / 1e9
@@ -139,7 +140,7 @@ class Waits:
     def rest(self, index: int, seen: int, deadline: float | None) -> None:
         """Sleep until a word changes, a slice at most; now and then look for the dead."""
         if index == form.TAIL:
-            self.words[form.ASLEEP] = 1
+            self.words[form.ASLEEP] = seen + 1
         objects.wait_change(self.words, index, seen, deadline, self.member)
         # As long as items come there is little that the dead could keep from us, and a look takes long beside an item.
         self.look_now_and_then(SLICE if index == form.FREED or self.words[index] == seen else _SELDOM)
@@ -179,19 +180,24 @@ class Waits:
         self._wake(index)
 
     def wake_takers(self) -> None:
-        """Wake one who waits for an item, unless one has been woken and is on its way; of a broadcast, all.
+        """After publishing, wake one who waits for an item, unless one has been woken and is on its way; of a broadcast, all.
 
-        Whoever comes first then sees to the others: see `flow`. Who goes to sleep says so before it looks at the tail for the last time.
+        Who goes to sleep says which tail it waits for, and those who publish never write that word: so none of them can undo what a
+        sleeper says. For a tail for which this process has woken someone it wakes nobody again: who was woken sees to the others
+        (`pass_on`), or says something new when it goes to sleep once more.
         """
-        if self.words[form.ASLEEP]:
-            self.words[form.ASLEEP] = 0
-            self._wake(form.TAIL, 1 if self.words[form.MODE] == form.QUEUE else futexes.EVERYONE)
+        asleep = self.words[form.ASLEEP]
+        if self.words[form.MODE] == form.BROADCAST:
+            self._wake(form.TAIL)
+        elif asleep != self._woken and asleep <= self.words[form.TAIL]:
+            self._woken = asleep
+            self._wake(form.TAIL, 1)
 
     def pass_on(self) -> None:
         """As one who has come for an item: let those who wait be woken for the next, at once if it is there."""
-        self.words[form.ASLEEP] = 1
+        self.words[form.ASLEEP] = self.words[form.TAIL] + 1
         if self.slots.depth():
-            self.wake_takers()
+            self._wake(form.TAIL, 1)
 
     def wake_putters(self) -> None:
         """Wake one who waits for a slot."""

@@ -359,6 +359,47 @@ def test_with_stay_nobody_takes_an_absence_for_the_end(store: sa.Store) -> None:
     assert [type(answer) for answer in answers] == [sa.ChannelClosedError]
 
 
+@pytest.mark.parametrize("way", ["put", "put, the long way", "loan"])
+def test_who_publishes_writes_nothing_that_a_sleeper_has_said(store: sa.Store, way: str) -> None:
+    """It wakes one who sleeps once for each sleep, and leaves the word by which sleepers ask for that as it is.
+
+    (It used to clear a flag: one who had set it anew, and was not quite asleep, was forgotten until its slice of time was over.)
+    """
+    channel = store.channel(2, np.int64, slots=4)
+    channel.put([0, 0])
+    channel.get()
+    words, flow = channel._words, channel._flow
+    ticket = [0]
+    flow.count_in(form.GETTERS, ticket)
+    woken: list[tuple[Any, ...]] = []
+    try:
+        for turn in range(3):
+            said = words[form.TAIL] + 1  # as one says who goes to sleep now
+            words[form.ASLEEP] = said
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(futexes, "_wake", lambda *arguments: woken.append(arguments))
+                for _ in range(2):
+                    _publish(channel, way)
+            assert len(woken) == turn + 1
+            assert words[form.ASLEEP] == said
+            while not channel.empty():
+                with channel.receive():
+                    pass
+    finally:
+        flow.count_out(form.GETTERS, ticket)
+    assert channel.stats().waiting_to_receive == 0
+
+
+def _publish(channel: Any, way: str) -> None:
+    if way == "loan":
+        with channel.loan() as item:
+            item[:] = 1
+    elif way == "put":
+        channel.put(np.ones(2, np.int64))
+    else:
+        channel.put([1, 1])
+
+
 def test_an_object_that_is_dropped_ends_nothing(store: sa.Store) -> None:
     """A process keeps its part as producer and consumer, as a worker has another object in each task; closing the next ends it."""
     channel = store.channel(4, "i8")
