@@ -1,23 +1,20 @@
-"""Deaths and interruptions at every step of what is done with a channel, one after the other.
+"""Deaths and interruptions at every step of what is done with a channel.
 
-Owns: doing a deed in a forked child that is killed at its n-th line, for every n; raising out of a signal handler at its n-th step;
-stopping a process with a lock held.
+Owns: which steps those are; stopping a process with a lock held.
 Must not know: what the deed is, and what must hold then.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import signal
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from shmarray._os import mutexes
+from tests.helpers import sweeps
 from tests.helpers.processes import reap, wait_until
-from tests.helpers.tracing import Interrupted, Interrupter, in_package, kill_at, package_directory
+from tests.helpers.tracing import Interrupter, in_package, package_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,19 +36,8 @@ def of_channels(filename: str) -> bool:
 
 
 def in_child(deed: Callable[[], object]) -> int:
-    """Do a deed in a forked child; returns its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        gc.disable()
-        deed()
-        status = 0
-    except BaseException:  # noqa: BLE001  it would go on as a second test process
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(status)
+    """Do a deed in a forked child, in which no cycle collector comes in between; returns its pid."""
+    return sweeps.in_child(deed, collect=False)
 
 
 def sweep(
@@ -62,22 +48,8 @@ def sweep(
     first: int = 1,
     step: int = 1,
 ) -> int:
-    """Kill a child before every `step`-th line of a deed; make ready before, and verify after. Returns how many deaths there were."""
-    n, deaths = first, 0
-    while True:
-        ready()
-
-        def die(n: int = n) -> None:
-            with kill_at(n, of_channels):
-                deed()
-
-        status = reap(in_child(die))
-        assert status in (0, -signal.SIGKILL), f"line {n}: {status}"
-        verify(f"killed at line {n}" if status else "not killed")
-        if not status:
-            return deaths
-        deaths += 1
-        n += step
+    """Kill a child before every `step`-th line of a deed; see `sweeps.sweep`."""
+    return sweeps.sweep(ready, deed, verify, of_channels, first=first, step=step, collect=False)
 
 
 class _Interrupter(Interrupter):
@@ -91,22 +63,8 @@ class _Interrupter(Interrupter):
 def interrupt_everywhere(
     ready: Callable[[], object], deed: Callable[[], object], verify: Callable[[str], object], *, step: int = 1
 ) -> int:
-    """Interrupt a deed at every `step`-th point in this process; make ready before, and verify after. Returns at how many points."""
-    n = 1
-    interruptions = 0
-    while True:
-        ready()
-        with _Interrupter(n, of_channels) as interrupter, contextlib.suppress(Interrupted):
-            deed()
-        try:
-            verify(interrupter.where or "not interrupted")
-        except BaseException as error:
-            error.add_note(f"interrupted at point {n}: {interrupter.where}")
-            raise
-        if interrupter.count < n:
-            return interruptions
-        interruptions += 1
-        n += step
+    """Interrupt a deed at every `step`-th point; see `sweeps.interrupt_everywhere`."""
+    return sweeps.interrupt_everywhere(ready, deed, verify, of_channels, step=step, interrupter=_Interrupter)
 
 
 class StopInside:
