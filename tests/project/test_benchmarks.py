@@ -36,10 +36,7 @@ _COMMAND = [sys.executable, "-m", "benchmarks"]
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PAGE = os.path.join(_ROOT, "docs", "performance.md")
 _RESULTS = os.path.join(_ROOT, "benchmarks", "results")
-_LONG = (
-    *("attach", "broadcast", "deaths", "handoff", "import", "latency"),
-    *("lifecycle", "many", "memory", "put", "scale"),
-)
+_LONG = ("attach", "broadcast", "handoff", "import", "many", "memory", "put", "scale")
 _SUMMARY = {"count", "median", "p10", "p90", "p99", "least", "most", "rounds"}
 
 
