@@ -51,11 +51,6 @@ class Parties:
             self._me = (guards.Process.generation, me)
         return me
 
-    def pid_of(self, party: int) -> int:
-        """Process id behind a name."""
-        pid: int = self._words[form.PIDS + form.slot_of(party)]
-        return pid
-
     def _entries(self, first: int) -> list[int]:
         """Names of the processes in a table."""
         table = self._words[first : first + control.SLOTS]

@@ -75,10 +75,6 @@ class Waits:
             raise
         return result
 
-    def with_put(self, work: Callable[..., R], *arguments: Any) -> R:
-        """Do `work` as those who put."""
-        return self.within(self.slots.put_latch, None, work, *arguments)
-
     def with_get(self, work: Callable[..., R], *arguments: Any) -> R:
         """Do `work` as those who take."""
         return self.within(self.slots.get_latch, None, work, *arguments)
