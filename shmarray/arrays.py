@@ -10,13 +10,14 @@ mapping for garbage while a view is reachable from a finalizer.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from shmarray import blockfiles, blocks, contents, deletion, membership, wholes
+from shmarray import blockfiles, blocks, cellguards, cells, contents, deletion, membership, smalls, wholes
 from shmarray._format import control, header
-from shmarray._format.dtypes import decode_dtype, encode_dtype
+from shmarray._format.dtypes import decode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
 from shmarray._os import segments, words
 from shmarray.guards import guard_of
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from shmarray._format import layouts
-    from shmarray.blocks import Block
-    from shmarray.membership import Membership
+    from shmarray.guards import Guard
 
 
 _BYTE = np.dtype(np.uint8)
@@ -73,6 +73,7 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
     def block_name(self) -> str | None:
         """File name of the block, for `multiprocessing.shared_memory.SharedMemory` or `shm_open`; None if private.
 
+        None also for a small anonymous array, which shares a file with others (`Store(small=...)`).
         Whoever maps the file by that name has no lease on it, so once it was asked for, the memory is not used again for another array.
         """
         segment = contents.segment_of(self)
@@ -81,13 +82,12 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
     @property
     def is_shared(self) -> bool:
         """Whether the memory is a block of a store. A copy made by indexing with an array or a mask is private."""
-        return contents.segment_of(self) is not None
+        return contents.segment_of(self) is not None or cells.view_of(self) is not None
 
     @property
     def lock(self) -> Lock:
         """The array's exclusive guard as a `multiprocessing.Lock`; one for all views of it. Survives its holder's death."""
-        segment = self._shared("no lock")
-        return Lock(contents.root_of(segment), guard_of(segment))
+        return Lock(*self._guarded("no lock"))
 
     def write(self, timeout: float | None = None, *, heal: bool = False) -> WriteAccess[SharedArray]:
         """Begin exclusive access: `with a.write() as x:`, x is the array. Waits at most `timeout` seconds.
@@ -105,7 +105,7 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         ...         print(x.sum())
         3.0
         """
-        return WriteAccess(guard_of(self._shared("no guard")), self, timeout, heal=heal)
+        return WriteAccess(self._guarded("no guard")[1], self, timeout, heal=heal)
 
     def read(self, timeout: float | None = None) -> ReadAccess[SharedArray]:
         """Begin shared access: `with a.read() as x:`, x cannot be written to. Readers run together, no writer beside them.
@@ -114,21 +114,33 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         """
         view = self.view()
         view.flags.writeable = False
-        return ReadAccess(guard_of(self._shared("no guard")), view, timeout)
+        return ReadAccess(self._guarded("no guard")[1], view, timeout)
 
-    def _shared(self, lack: str) -> segments.Segment:
+    def _guarded(self, lack: str) -> tuple[Any, Guard]:
+        """Give the guard, and what keeps it."""
         segment = contents.segment_of(self)
-        if segment is None:
+        if segment is not None:
+            return contents.root_of(segment), guard_of(segment)
+        view = self._view(lack)
+        return view(), cellguards.guard_of(view)
+
+    def _view(self, lack: str) -> cells.View:
+        view = cells.view_of(self)
+        if view is None:
             message = f"this array is private memory, a copy: it has {lack}"
             raise ValueError(message)
-        return segment
+        return view
 
     def unlink(self) -> None:
         """Delete the array for everyone: no new attach, by name or handle. Views stay valid. May be repeated.
 
         Raises `ValueError` for private memory.
         """
-        deletion.delete(self._shared("no block to unlink"))
+        segment = contents.segment_of(self)
+        if segment is not None:
+            deletion.delete(segment)
+        else:
+            cells.delete(self._view("no block to unlink"))
 
     def __enter__(self) -> Self:
         """Begin a scope that frees the array at its end."""
@@ -150,7 +162,10 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         if type(segment) is not _Segment:
             segment = contents.segment_of(self)
             if segment is None:
-                return self.view(np.ndarray).__reduce_ex__(protocol)
+                view = cells.view_of(self)
+                if view is None:
+                    return self.view(np.ndarray).__reduce_ex__(protocol)
+                return _attach_small, (tuple(cells.offer(view)), tuple(smalls.spec_of(self, view)))
         leases = segment.tag.member.leases
         whole = segment.tag.cache.get(_WHOLE) or _note_whole(segment)
         if (
@@ -245,7 +260,8 @@ def _all_plain(values: Any) -> Any:
 def _shared(result: Any) -> Any:
     """Give the shared type back to what lies in a block, so that it travels as a handle."""
     if type(result) is np.ndarray:
-        return result if contents.segment_of(result) is None else result.view(SharedArray)
+        private = contents.segment_of(result) is None and cells.view_of(result) is None
+        return result if private else result.view(SharedArray)
     return type(result)([_shared(part) for part in result]) if type(result) in (list, tuple) else result
 
 
@@ -266,14 +282,8 @@ def leaf(segment: segments.Segment, index: int) -> SharedArray:
 
 
 def _spec(view: np.ndarray[Any, Any], segment: segments.Segment) -> ViewSpec:
-    block: Block = segment.tag
-    # What has as many bytes as the block begins where it does; asking NumPy for the address is what costs.
-    whole = view.nbytes == block.nbytes and view.flags.forc
-    start = 0 if whole or not view.size else view.__array_interface__["data"][0] - segments.address_of(segment)
     own = contents.describe(segment).leaves[0][0]
-    dtype = None if own is view.dtype or _same(own, view.dtype) else encode_dtype(view.dtype)
-    strides = None if view.flags.c_contiguous else view.strides
-    return ViewSpec(start, view.shape, strides, dtype, view.flags.writeable)
+    return contents.spec_of(view, segment.tag.nbytes, own, functools.partial(segments.address_of, segment))
 
 
 def _note_whole(segment: segments.Segment) -> wholes.Whole | None:
@@ -281,10 +291,6 @@ def _note_whole(segment: segments.Segment) -> wholes.Whole | None:
     if segment.tag.key.name is None or len(contents.describe(segment).leaves) != 1:
         return None
     return wholes.note(segment, leaf(segment, 0))
-
-
-def _same(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
-    return bool(encode_dtype(one) == encode_dtype(other))
 
 
 def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
@@ -305,6 +311,11 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     if not writeable:
         array.flags.writeable = False
     return array
+
+
+def _attach_small(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
+    """Load the handle of an array in a cell. Raises as `cells.attach` does."""
+    return smalls.attach(SharedArray, BlockKey(*key), ViewSpec(*spec))
 
 
 def of_whole(segment: segments.Segment, whole: wholes.Whole) -> SharedArray:
@@ -336,12 +347,3 @@ def _attach_anew(token: bytes, code: str, shape: tuple[int, ...], strides: tuple
     if wholes.is_shown_again(segment):
         wholes.note(segment, array)  # for the next time: it stays attached here
     return array
-
-
-def put(member: Membership, value: Any, name: str | None, *, replace: bool = False) -> SharedArray:
-    """Copy an array into a new block; layout (C, Fortran or any other axis order) is kept."""
-    array = contents.plain(value)
-    segment = contents.create(
-        member, name, [(array.dtype, contents.layout_like(array))], sources=[array], replace=replace
-    )
-    return leaf(segment, 0)

@@ -86,8 +86,7 @@ class _Watch(weakref.ref[segments.Segment]):
 
 
 _attached: dict[tuple[int, int], weakref.ref[segments.Segment]] = {}
-# By store and name, what had the name when this process last looked: to be compared with what has it now.
-_named: dict[tuple[int, str], weakref.ref[segments.Segment]] = {}
+_named: dict[tuple[int, str], weakref.ref[segments.Segment]] = {}  # what had a name when this process last looked
 _pins: dict[int, _Watch] = {}
 _ended: deque[weakref.ref[segments.Segment]] = deque()
 _pop = deque[weakref.ref[segments.Segment]].popleft
@@ -194,7 +193,8 @@ def attached(store: int) -> int:
     )
 
 
-def _not_found(member: Membership, key: BlockKey, reason: str, meta: bytes = b"") -> ArrayNotFoundError:
+def not_found(member: Membership, key: BlockKey, reason: str, meta: bytes = b"") -> ArrayNotFoundError:
+    """Describe a handle or name that leads to nothing, for whatever `reason`."""
     noun = kinds.noun(meta)
     what = f"the {noun} {key.name!r}" if key.name is not None else f"the anonymous {noun} of this handle"
     remedy = (
@@ -222,7 +222,7 @@ def attach(member: Membership, key: BlockKey) -> segments.Segment:
     if segment is None or segment.tag.key.name != key.name:
         segment = _attach_new(member, key, claim)
     elif not is_live(segment):
-        raise _not_found(member, key, "has been deleted or replaced", segment.tag.meta)
+        raise not_found(member, key, "has been deleted or replaced", segment.tag.meta)
     if claim is not None and not (keeping.lending.active and names.keeper_of(key.claim_entry or "") is not None):
         # Only now: mapped first, so that at no moment the block is held by neither link nor lease.
         segments.unlink(claim)
@@ -248,7 +248,7 @@ def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segment
             raise
     if member.state() != layout.OPEN:
         raise member.closed_error()
-    raise _not_found(member, key, "is not there: it was deleted, or all who held it have gone")
+    raise not_found(member, key, "is not there: it was deleted, or all who held it have gone")
 
 
 def lookup(member: Membership, name: str) -> segments.Segment:
@@ -295,7 +295,7 @@ def lookup(member: Membership, name: str) -> segments.Segment:
     del hold
     if member.state() != layout.OPEN:
         raise member.closed_error()
-    raise _not_found(member, key, "is not there")
+    raise not_found(member, key, "is not there")
 
 
 def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, path: str) -> segments.Segment:
@@ -304,13 +304,13 @@ def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, pat
     info = segments.status(fd)
     head = blockfiles.read_checked(member.key, fd, info, path)
     if key.block not in (-1, head.block):
-        raise _not_found(member, key, "has been replaced")
+        raise not_found(member, key, "has been replaced")
     if info.st_nlink == 0 or head.state != form.LIVE:
-        raise _not_found(member, key, "has been deleted or replaced", head.meta)
+        raise not_found(member, key, "has been deleted or replaced", head.meta)
     identity = info.st_dev, info.st_ino
     if key.block == -1 and not blockfiles.leads_to(path, identity):
         # Opened under this name, and leased after the file had become another block's: a number tells, a name does not.
-        raise _not_found(member, key, "has been replaced")
+        raise not_found(member, key, "has been replaced")
     if key.block != head.block or key.claim is not None:
         key = BlockKey(key.uid, key.store, head.block, key.name, None)
     watch = _attached.get((key.store, key.block))
@@ -329,7 +329,7 @@ def offer(segment: segments.Segment) -> BlockKey:
     block: Block = segment.tag
     hold = block.member.require_open()
     if not is_live(segment):
-        raise _not_found(block.member, block.key, "has been deleted or replaced", block.meta)
+        raise not_found(block.member, block.key, "has been deleted or replaced", block.meta)
     if block.key.name is not None:
         return block.key
     key = block.key._replace(claim=os.urandom(6).hex() + keeping.destination.ending)
@@ -340,7 +340,7 @@ def offer(segment: segments.Segment) -> BlockKey:
     except FileNotFoundError:
         if block.member.state() != layout.OPEN:
             raise block.member.closed_error() from None
-        raise _not_found(block.member, block.key, "has been deleted", block.meta) from None
+        raise not_found(block.member, block.key, "has been deleted", block.meta) from None
     if words.load(hold, layout.STATE_AT) != layout.OPEN:
         segments.unlink(claim)
         raise block.member.closed_error()

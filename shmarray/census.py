@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from shmarray import blockfiles, blocks, contents, deletion, reaper
+from shmarray import blockfiles, blocks, cells, contents, deletion, reaper, seats, slabfiles
 from shmarray._format import control as layout
 from shmarray._format import header as form
 from shmarray._format import names
@@ -20,7 +20,7 @@ from shmarray.errors import ShmArrayError
 from shmarray.guardian import launch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from shmarray.membership import Membership
 
@@ -29,6 +29,9 @@ _UNFINISHED = "a block that was never finished; its maker is gone"
 _ABANDONED = "memory kept for the next array; who kept it is gone"
 _UNHELD = "nobody holds it, and no handle to it is in flight"
 _STALE = "a handle in flight to a block that was deleted, or that lay in one"
+_UNGUARDED = "the lock of a small array that is gone"
+_PASSING = (_UNHELD, _UNFINISHED, _ABANDONED, _STALE, _UNGUARDED)
+_KINDS = (names.NAMED, names.ANONYMOUS, names.TEMPORARY, names.WARM, names.SLAB, names.GUARD)
 _PAUSES = (0.005, 0.02, 0.08, 0.15, 0.3, 0.45)  # seconds between looks at what may be about to go
 
 
@@ -106,9 +109,11 @@ def stats(member: Membership) -> StoreStats:
     """Count the files of a store. Raises `StoreClosedError`."""
     member.require_open()
     deletion.settle(member)
-    counts = dict.fromkeys((names.NAMED, names.ANONYMOUS, names.IN_FLIGHT, names.TEMPORARY, names.WARM), 0)
+    kinds = (*(names.NAMED, names.ANONYMOUS, names.IN_FLIGHT, names.TEMPORARY, names.WARM), *(names.SLAB, names.GUARD))
+    counts = dict.fromkeys(kinds, 0)
     size = warm = 0
-    for kind, path in _entries(member):
+    found_entries = list(_entries(member))
+    for kind, path in found_entries:
         letter = kind[:2]
         if letter in counts:
             counts[letter] += 1
@@ -126,15 +131,29 @@ def stats(member: Membership) -> StoreStats:
         guardian_pid=launch.guardian_of(member),
         directory=member.control.directory,
         named=counts[names.NAMED],
-        anonymous=counts[names.ANONYMOUS],
+        anonymous=counts[names.ANONYMOUS] + _count_small(member, found_entries),
         in_flight=counts[names.IN_FLIGHT],
         drafts=counts[names.TEMPORARY],
         nbytes=size,
         warm=warm,
         capacity=capacity,
         free=free if capacity is None else max(0, min(free, capacity - size)),
-        attached=blocks.attached(member.key.store),
+        attached=blocks.attached(member.key.store) + cells.count(member.key.store),
     )
+
+
+def _count_small(member: Membership, entries: Sequence[tuple[str, str]]) -> int:
+    """Count the arrays in slabs that somebody looks at, or to which there is a handle."""
+    contents_of = []
+    for kind, path in entries:
+        if kind.startswith(names.SLAB):
+            with contextlib.suppress(OSError, ValueError):
+                contents_of.append(slabfiles.read(path))
+    if not contents_of:
+        return 0
+    handed = {names.number_of(kind) for kind, _ in entries if kind.startswith(names.IN_FLIGHT)}
+    alive = seats.alive(member, {index for content in contents_of for index in content.seats})
+    return sum(content.in_use(alive, handed) for content in contents_of)
 
 
 def check(member: Membership, *, fix: bool) -> list[Problem]:
@@ -169,9 +188,7 @@ def _acquit(member: Membership, suspects: dict[str, tuple[str, str, int]]) -> No
     guarded = launch.guardian_of(member) is not None
     pauses = _PAUSES if guarded else _PAUSES[:3]
     for pause in pauses:
-        passing = [
-            path for path, (_, reason, _) in suspects.items() if reason in (_UNHELD, _UNFINISHED, _ABANDONED, _STALE)
-        ]
+        passing = [path for path, (_, reason, _) in suspects.items() if reason in _PASSING]
         if not passing:
             return
         if guarded:
@@ -191,6 +208,8 @@ def _remove_dead(member: Membership, kind: str, path: str, reason: str) -> bool:
     """Remove what nobody can reach; what is damaged may be evidence, and stays."""
     if kind.startswith(names.IN_FLIGHT):
         return reaper.is_stale_claim(member.control.directory, member.key, kind) and segments.unlink(path)
+    if reason == _UNGUARDED:
+        return reaper.is_stale_guard(member.control.directory, member.key, kind) and segments.unlink(path)
     if reason not in (_UNHELD, _UNFINISHED, _ABANDONED):
         return False
     return reaper.remove_if_unheld(path, member.key.uid, draft=reason != _UNHELD)
@@ -203,7 +222,9 @@ def _objection(member: Membership, kind: str, path: str, there: Collection[int] 
     if kind.startswith(names.IN_FLIGHT):
         stale = reaper.is_stale_claim(member.control.directory, member.key, kind, there)
         return _STALE if stale else None
-    if not kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY, names.WARM)):
+    if reaper.is_stale_guard(member.control.directory, member.key, kind):
+        return _UNGUARDED
+    if not kind.startswith(_KINDS):
         return "no file of shmarray has such a name"
     try:
         fd = segments.open_existing(path, write=False)
@@ -219,7 +240,12 @@ def _objection(member: Membership, kind: str, path: str, there: Collection[int] 
             left = _UNFINISHED if kind.startswith(names.TEMPORARY) else _ABANDONED
             return left if flocks.try_exclusive(fd) else None
         reason = _damage(member, kind, fd, info.st_size)
-        if reason is None and kind.startswith(names.ANONYMOUS) and info.st_nlink == 1 and flocks.try_exclusive(fd):
+        if (
+            reason is None
+            and kind.startswith((names.ANONYMOUS, names.SLAB))
+            and info.st_nlink == 1
+            and flocks.try_exclusive(fd)
+        ):
             reason = _UNHELD
         return reason
     finally:
@@ -234,7 +260,7 @@ def _damage(member: Membership, kind: str, fd: segments.Descriptor, size: int) -
         return str(error)
     if head.store != member.key.store:
         return "it belongs to another store"
-    expected = f"{names.ANONYMOUS}{head.block:016x}" if name is None else names.NAMED + names.encode(name)
+    expected = names.entry_of(head.block, name)
     if kind != expected:
         return f"its header says that it is {expected}"
     return "it was deleted, and its name stayed" if head.state == form.DELETED else None

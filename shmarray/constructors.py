@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from shmarray import arrays, contents, references, trees
+from shmarray import contents, making, references, trees
 from shmarray._format import layouts, names
 
 if TYPE_CHECKING:
@@ -158,12 +158,7 @@ class Constructors:
         else:
             axes = order + list(range(len(order), len(lengths)))
         layout = contents.layout_of(kind, lengths, axes)
-
-        def fill(view: np.ndarray[Any, Any]) -> None:
-            np.copyto(view, value, casting="unsafe")
-
-        segment = contents.create(member, name, [(kind, layout)], fill=None if value is None else fill, clear=clear)
-        return arrays.leaf(segment, 0)
+        return making.make(member, name, kind, layout, value, clear=clear)
 
     def put(self, value: Any, *, name: str | None = None) -> Any:
         """Copy an array into shared memory, or a nested dict, list, tuple, namedtuple or dataclass of arrays into one block.
@@ -188,7 +183,7 @@ class Constructors:
             return references.put(member, value, name, replace=replace)
         if trees.is_tree(value):
             return trees.put(member, value, name, replace=replace)
-        return arrays.put(member, value, name, replace=replace)
+        return making.put(member, value, name, replace=replace)
 
 
 def _letter(order: str | None, allowed: str, default: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from shmarray import drafts
 from shmarray._format import layouts, names
 from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
+from shmarray._format.handle import ViewSpec
 from shmarray._os import segments
 from shmarray.errors import CorruptBlockError, DTypeError, ShmArrayError
 
@@ -226,6 +227,26 @@ def _is_in_file(array: np.ndarray[Any, Any]) -> bool:
         base = base.base
     owner = base.obj if isinstance(base, memoryview) else base
     return segments.is_foreign_mapping(owner)
+
+
+def spec_of(view: np.ndarray[Any, Any], nbytes: int, own: np.dtype[Any] | None, address: Callable[[], int]) -> ViewSpec:
+    """Say what part a view is of an array of `nbytes` bytes, of the dtype `own` if that is known, which begins at `address`."""
+    # What has as many bytes begins where it does; asking NumPy for the address is what costs.
+    whole = view.nbytes == nbytes and view.flags.forc
+    start = 0 if whole or not view.size else address_of(view) - address()
+    dtype = None if own is view.dtype or (own is not None and _same(own, view.dtype)) else encode_dtype(view.dtype)
+    strides = None if view.flags.c_contiguous else view.strides
+    return ViewSpec(start, view.shape, strides, dtype, view.flags.writeable)
+
+
+def _same(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
+    return bool(encode_dtype(one) == encode_dtype(other))
+
+
+def address_of(array: np.ndarray[Any, Any]) -> int:
+    """Tell where an array's first element is in this process."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def bytes_of(array: np.ndarray[Any, Any]) -> memoryview:

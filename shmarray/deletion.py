@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from shmarray import blockfiles, blocks, reaper
+from shmarray import blockfiles, blocks, cells, reaper
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import segments, words
@@ -98,6 +98,7 @@ def _drop_claims(member: Membership, kind: str, *, kept: bool = True) -> int:
 def settle(member: Membership) -> None:
     """See to what this process has let go of: blocks whose end was cut short, and memory that others still had then."""
     blocks.settle()
+    cells.settle()
     if member.pool is not None:
         member.pool.settle()
 

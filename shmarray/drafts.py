@@ -41,10 +41,18 @@ class Draft:
     """
 
     def __init__(
-        self, member: Membership, nbytes: int, meta: bytes, *, reserve: bool = True, again: bool = False
+        self,
+        member: Membership,
+        nbytes: int,
+        meta: bytes,
+        *,
+        reserve: bool = True,
+        again: bool = False,
+        number: int | None = None,
     ) -> None:
         """Reserve the memory, or, with `again`, take what is kept warm, and let it be kept after this block.
 
+        `number` is the block's, if it is not to be any; those of slabs and their cells begin with a bit that is not set in any other.
         Raises `StoreFullError` before any byte is touched, `StoreClosedError` on a closed store, `GuardError` where the store's blocks
         have robust mutexes and this process cannot make one.
         """
@@ -57,7 +65,7 @@ class Draft:
         self.nbytes = nbytes
         self.meta = meta
         self.size = form.file_size(nbytes, len(meta))
-        self.block_id = int.from_bytes(os.urandom(8), "little")
+        self.block_id = int.from_bytes(os.urandom(8), "little") >> 1 if number is None else number
         self.window: segments.Segment | None = None
         """Memory that was used before, through which it is to be filled: what is in it is still the last block's data."""
         self._memory: memories.Memory | None = None
@@ -180,8 +188,20 @@ class Draft:
 
     def map(self, name: str | None) -> segments.Segment:
         """Write the header, where there is none yet, and map the block."""
-        key = BlockKey(self.member.key.uid, self.member.key.store, self.block_id, name, None)
-        path = self.member.block_prefix + key.entry
+        key = self._key(name)
+        return blocks.register(*self._mapped(key, key.entry, segments.Segment))
+
+    def map_unlisted(self, entry: str, kind: type[segments.Segment] = segments.Segment) -> segments.Segment:
+        """Map what is not to be found by its number: its file is called `entry`, and nobody removes it when it is unmapped."""
+        segment, block = self._mapped(self._key(None), entry, kind)
+        segment.tag = block
+        return segment
+
+    def _key(self, name: str | None) -> BlockKey:
+        return BlockKey(self.member.key.uid, self.member.key.store, self.block_id, name, None)
+
+    def _mapped(self, key: BlockKey, entry: str, kind: type[segments.Segment]) -> tuple[segments.Segment, blocks.Block]:
+        path = self.member.block_prefix + entry
         if not self._reserved:
             # The data were written, which reserves; only what lies behind them is missing.
             rest = self.size - self.nbytes
@@ -189,15 +209,13 @@ class Draft:
         with exhaustion.explained(self.member.control.directory, self.size):
             if self.window is None:
                 self._write_header()
-            segment = segments.map_shared(self.fd, self.size)
+            segment = segments.map_shared(self.fd, self.size, kind=kind)
         identity = blockfiles.identity_of(segments.status(self.fd))
         cache: dict[str, object] = {} if self._memory is None else {blocks.WARM: self._memory}
-        return blocks.register(
-            segment, blocks.Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, cache)
-        )
+        return segment, blocks.Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, cache)
 
-    def publish(self, segment: segments.Segment, *, replace: bool = False) -> None:
-        """Make the block visible under its name, whole, in one step.
+    def publish(self, segment: segments.Segment, *, replace: bool = False, sole: bool = False) -> None:
+        """Make the block visible under its name, whole, in one step; `sole`: others may give one that name at the same time.
 
         Raises `ArrayExistsError` when the name is taken and `replace` is false, `StoreClosedError` when the store was closed
         meanwhile: whoever publishes looks again after linking, so a sweep at close misses nothing.
@@ -206,7 +224,7 @@ class Draft:
         with exhaustion.explained(self.member.control.directory, self.size), self._store_may_end():
             if replace:
                 self._replace(block.path)
-            elif self.temporary is not None and block.key.name is None:
+            elif self.temporary is not None and block.key.name is None and not sole:
                 # Nobody else can have this name. A second link, were it to stay, would count as a handle in flight.
                 segments.replace(self.temporary, block.path)
             else:

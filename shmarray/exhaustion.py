@@ -24,6 +24,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _SHOWN = 5
 _STEP = 1024
+_KINDS = (names.NAMED, names.ANONYMOUS, names.TEMPORARY, names.WARM, names.SLAB, names.GUARD)
+_LABELS = {names.WARM: "(kept warm)", names.SLAB: "(small arrays)", names.GUARD: "(lock of a small array)"}
 _SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILES = (errno.EMFILE, errno.ENFILE)
 
@@ -71,7 +73,7 @@ def _look(directory: str, prefix: str) -> tuple[list[Holding], bool]:
     for entry in segments.entries(directory, prefix):
         key = names.store_of(entry)
         kind = entry[len(key.prefix) :] if key else ""
-        if kind.startswith((names.NAMED, names.ANONYMOUS, names.TEMPORARY, names.WARM)):
+        if kind.startswith(_KINDS):
             try:
                 size = segments.status_of(os.path.join(directory, entry)).st_size
             except FileNotFoundError:
@@ -82,8 +84,8 @@ def _look(directory: str, prefix: str) -> tuple[list[Holding], bool]:
 
 
 def _label(kind: str) -> str:
-    if kind.startswith(names.WARM):
-        return "(kept warm)"
+    if kind[:2] in _LABELS:
+        return _LABELS[kind[:2]]
     if not kind.startswith(names.NAMED):
         return "(anonymous)"
     try:

@@ -18,10 +18,13 @@ from shmarray.errors import GuardError, StoreExistsError
 from shmarray.membership import Membership
 
 
-def found(name: str | None, directory: str, capacity: int | None, guard: str | None = None) -> Membership:
+def found(
+    name: str | None, directory: str, capacity: int | None, guard: str | None = None, small: int = 0
+) -> Membership:
     """Open a store as its owner; first removes what dead stores of this user left.
 
-    `guard` is the kind of its locks, None for the best that there is. Raises `StoreExistsError` when a store of that name is alive,
+    `guard` is the kind of its locks, None for the best that there is; `small` bounds the arrays that share files.
+    Raises `StoreExistsError` when a store of that name is alive,
     `GuardError` where there are no locks of that kind.
     """
     kind = _guard_kind(guard)
@@ -38,6 +41,7 @@ def found(name: str | None, directory: str, capacity: int | None, guard: str | N
         born=time.time_ns(),
         key=os.urandom(16).hex(),
         guard=kind,
+        small=small,
     )
     path = reaper.control_path(key)
     leases: list[segments.Segment] = []

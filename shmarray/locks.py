@@ -9,7 +9,8 @@ from __future__ import annotations
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from shmarray import blocks, guards, membership, shields
+from shmarray import blocks, cellguards, cells, guards, membership, shields
+from shmarray._format import slab
 from shmarray._format.handle import BlockKey
 from shmarray.errors import GuardTimeoutError, PoisonedError
 
@@ -189,7 +190,9 @@ class Lock:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a handle."""
-        return _attach, (type(self), tuple(blocks.offer(segment_behind(self._root))))
+        view = cells.view_of(self._root)
+        key = blocks.offer(segment_behind(self._root)) if view is None else cells.offer(view)
+        return _attach, (type(self), tuple(key))
 
     def __eq__(self, other: object) -> bool:
         """Two objects are equal if they are the same lock."""
@@ -284,4 +287,8 @@ def over(kind: type[L], segment: segments.Segment) -> L:
 def _attach(kind: type[Lock], key: tuple[Any, ...]) -> Lock:
     """Load the handle of a lock. Raises as `blocks.attach` does."""
     block_key = BlockKey(*key)
-    return over(kind, blocks.attach(membership.join(block_key.store_key), block_key))
+    member = membership.join(block_key.store_key)
+    if slab.is_cell(block_key.block):
+        root = cells.attach(member, block_key)
+        return kind(root, cellguards.guard_of(cells.view_at(root)))
+    return over(kind, blocks.attach(member, block_key))

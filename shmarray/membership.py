@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 from shmarray import controls, exhaustion, leasing, reaper, shields
 from shmarray._format import control as layout
@@ -26,6 +26,18 @@ _NOTHING = dict[str, str]().clear  # a call into C that does nothing
 _joined: weakref.WeakValueDictionary[names.StoreKey, Membership] = weakref.WeakValueDictionary()
 # The same by the store's number, for the way to a first attach: no call of Python's on it.
 _near: dict[int, weakref.ref[Membership]] = {}
+
+
+class Places(NamedTuple):
+    """Places that processes take in tables of a store: the first of their marks, where their epochs are, and their number."""
+
+    mark: int
+    epochs_at: int
+    number: int
+
+
+READERS = Places(layout.SLOT_MARK, layout.EPOCHS_AT, layout.SLOTS)
+"""Places in the tables of readers of guards."""
 
 
 class Section:
@@ -51,6 +63,7 @@ class Membership:
         self.founder = founder
         self._hold(leases)
         self.pool: Any = None  # the memory that the owner keeps warm, see `warm`
+        self.seat: Any = None  # this process's place in the tables of slabs, see `seats`
         self._slot: tuple[int, int, segments.Segment] | None = None
         self._slot_lock = threading.Lock()
         self._inside: weakref.WeakValueDictionary[tuple[int, int], Section] = weakref.WeakValueDictionary()
@@ -160,34 +173,40 @@ class Membership:
         """
         with self._slot_lock:
             if self._slot is None:
-                fd = self.open_control()
-                try:
-                    start = os.getpid()
-                    for step in range(layout.SLOTS):
-                        slot = (start + step) % layout.SLOTS
-                        if flocks.mark(fd, layout.SLOT_MARK + slot):
-                            memory = segments.map_shared(fd, layout.SIZE)
-                            at = layout.EPOCHS_AT + slot * words.WORD
-                            epoch = words.load(memory, at) + 1
-                            words.store(memory, at, epoch)
-                            self._slot = (slot, epoch, memory)
-                            break
-                    else:
-                        return None
-                finally:
-                    fd.close()
-            return self._slot[:2]
+                self._slot = self.take_place(READERS)
+            return None if self._slot is None else self._slot[:2]
+
+    def take_place(self, places: Places) -> tuple[int, int, segments.Segment] | None:
+        """Take a free place for this process: which, its epoch, and the mapping that keeps it; None if all are taken."""
+        fd = self.open_control()
+        try:
+            start = os.getpid()
+            for step in range(places.number):
+                place = (start + step) % places.number
+                if flocks.mark(fd, places.mark + place):
+                    memory = segments.map_shared(fd, layout.SIZE)
+                    at = places.epochs_at + place * words.WORD
+                    epoch = words.load(memory, at) + 1
+                    words.store(memory, at, epoch)
+                    return place, epoch, memory
+            return None
+        finally:
+            fd.close()
 
     def slots_alive(self, wanted: list[int]) -> dict[int, int]:
         """Tell which of these slots belong to a living process, and their epochs. Raises `StoreClosedError`."""
+        return self.places_alive(READERS, wanted)
+
+    def places_alive(self, places: Places, wanted: list[int]) -> dict[int, int]:
+        """Tell which of these places belong to a living process, and their epochs. Raises `StoreClosedError`."""
         fd = self.open_control()
         try:
             page = segments.read(fd, layout.SIZE, 0)
-            alive = [slot for slot in wanted if flocks.is_marked(fd, layout.SLOT_MARK + slot)]
+            alive = [place for place in wanted if flocks.is_marked(fd, places.mark + place)]
         finally:
             fd.close()
-        at = layout.EPOCHS_AT
-        return {slot: int.from_bytes(page[at + 8 * slot : at + 8 * slot + 8], "little") for slot in alive}
+        at = places.epochs_at
+        return {place: int.from_bytes(page[at + 8 * place : at + 8 * place + 8], "little") for place in alive}
 
     def close(self) -> None:
         """End the store, as its owner: no more arrays, every block unlinked. Views stay valid. May be repeated, and interrupted.

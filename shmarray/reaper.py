@@ -7,6 +7,10 @@ Owns: every removal of a file of ours that its user did not ask for by name. The
                                                                link (no handle is in flight)
     handle in flight      a sweep                              the block it leads to was deleted; or the block in which it
                                                                lies has no name any more (no file has its inode)
+    slab                  its maker; the last to unmap it; a    the maker knows that nobody sees an array in it; the others as with
+                          sweep                                an anonymous block
+    guard of a small      the array's maker; a sweep           nobody sees the array; its slab is gone
+    array
     name of a draft       a sweep                              its exclusive lock is free (its maker holds the lease)
     memory kept warm      a sweep                              its exclusive lock is free (who keeps it holds the lease)
     all blocks of a store its owner, closing it                the owner says so, after marking the store closed
@@ -25,6 +29,7 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from shmarray import slabfiles
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format.header import DamagedError
@@ -37,6 +42,7 @@ _owed: deque[str] = deque()
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 _DOTS_OF_KEPT = 6  # in the name of a handle that lies in another block: shmarray.UID.STORE.h.BLOCK.RANDOM.KEEPER
+_UNHELD = (names.ANONYMOUS, names.TEMPORARY, names.WARM, names.SLAB)
 _STAYS = (names.CONTROL, names.CLAIM)
 
 
@@ -115,14 +121,19 @@ def remove_unheld(directory: str, key: names.StoreKey) -> int:
         found = segments.entries(directory, key.prefix)
         kept = any(entry.count(".") == _DOTS_OF_KEPT for entry in found)
         there = segments.inodes(directory, key.prefix) if kept else set()
+        live = slabfiles.LiveCells(directory, key)
         gone = 0
         # Handles first: they keep blocks.
         for entry in sorted(found, key=lambda entry: not entry.startswith(names.IN_FLIGHT, len(key.prefix))):
             kind, path = entry[len(key.prefix) :], os.path.join(directory, entry)
-            if is_stale_claim(directory, key, kind, there):
+            if (
+                is_stale_claim(directory, key, kind, there)
+                or live.has_lost(kind)
+                or is_stale_guard(directory, key, kind)
+            ):
                 segments.unlink(path)
-            elif kind.startswith((names.ANONYMOUS, names.TEMPORARY, names.WARM)):
-                gone += remove_if_unheld(path, key.uid, draft=not kind.startswith(names.ANONYMOUS))
+            elif kind.startswith(_UNHELD):
+                gone += remove_if_unheld(path, key.uid, draft=kind.startswith((names.TEMPORARY, names.WARM)))
         removed += gone
         # What has gone may have been what handles lay in, which kept others.
         if not (gone and kept):
@@ -159,8 +170,14 @@ def is_stale_claim(directory: str, key: names.StoreKey, kind: str, there: Collec
     keeper = names.keeper_of(kind)
     if keeper is not None and keeper not in there and keeper not in segments.inodes(directory, key.prefix):
         return True
-    block = kind.removeprefix(names.IN_FLIGHT).partition(".")[0]
-    return not segments.exists(os.path.join(directory, f"{key.prefix}{names.ANONYMOUS}{block}"))
+    return not segments.exists(os.path.join(directory, key.prefix + names.holder_of(kind)))
+
+
+def is_stale_guard(directory: str, key: names.StoreKey, kind: str) -> bool:
+    """Say whether an entry is the guard of an array whose slab is gone: a slab has its name before, and none is made twice."""
+    return kind.startswith(names.GUARD) and not segments.exists(
+        os.path.join(directory, key.prefix + names.holder_of(kind))
+    )
 
 
 def remove_blocks(directory: str, key: names.StoreKey) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from shmarray import blocks, census, controls, deletion, exhaustion, founding, membership, objects
+from shmarray import blocks, census, controls, deletion, exhaustion, founding, membership, objects, stocks
 from shmarray._format import names
 from shmarray._os import late, limits, segments
 from shmarray.constructors import Constructors
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from shmarray.census import Problem, StoreStats
     from shmarray.membership import Membership
 
+_SETTING = os.environ.get("SHMARRAY_SMALL", "")
+_SMALL = int(_SETTING) if _SETTING.isdecimal() else 32 << 10  # bytes; the environment may say otherwise
 _ON_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs"})
 
 
@@ -46,6 +48,9 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
 
     `warm` bounds the bytes of memory that this process keeps of arrays it has freed, for the next ones: pages that are there already cost a
     tenth of fresh ones. None is an eighth of the memory file system, 0 nothing; `trim()` gives it back (`docs/performance.md`).
+
+    `small` is the size in bytes up to which anonymous arrays share files, *slabs*, so that many of them cost little: no file, mapping or
+    descriptor each. None is 32 KiB in shared memory, and 0 in any other directory, where each array has a file of its own.
 
     `address=(host, port)` with `authkey` also serves the registered types to managers of `multiprocessing` on the network: whoever
     knows the key can then run any code as this user, and what is said is not encrypted (`docs/hosting.md`). Off by default.
@@ -74,6 +79,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         directory: str | os.PathLike[str] | None = None,
         guard: Literal["robust", "multiprocessing"] | None = None,
         warm: int | None = None,
+        small: int | None = None,
         address: tuple[str, int] | None = None,
         authkey: bytes | None = None,
     ) -> None:
@@ -83,10 +89,11 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         hosted.check_network(address, authkey)
         place = _check_directory(directory)
         kept = None if warm is None else _check_bytes(warm, "warm", least=0)
+        bound = _check_small(small, place)
         self._closed = False
         self._at_exit: util.Finalize[None] | None = None
         with exhaustion.explained(place, 0):
-            self._member = founding.found(name, place, _check_capacity(capacity), _check_guard(guard))
+            self._member = founding.found(name, place, _check_capacity(capacity), _check_guard(guard), bound)
         self._member.pool = Pool(self._member, kept)
         try:
             # After other exit work: worker processes have been joined then, and have dropped what they held.
@@ -247,10 +254,10 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
     def trim(self) -> int:
         """Give the memory of freed arrays back to the system that is kept for the next ones; returns how many bytes.
 
-        Only the process that opened the store keeps any, and gives it back by itself before it raises `StoreFullError`.
+        Of large arrays only the process that opened the store keeps any. It is given back by itself before `StoreFullError` is raised.
         """
-        pool = self._open().pool
-        return 0 if pool is None else pool.trim()
+        member = self._open()
+        return stocks.trim(member.key.store) + (0 if member.pool is None else member.pool.trim())
 
     def close(self) -> None:
         """End the store, if this object opened it: every block is unlinked once. Any other: stop using it.
@@ -310,6 +317,15 @@ def _check_bytes(number: object, what: str, *, least: int) -> int:
         )
         raise ValueError(message)
     return int(number)
+
+
+def _check_small(small: object, place: str) -> int:
+    if place != segments.SHM_DIRECTORY:
+        if small is not None and _check_bytes(small, "small", least=0):
+            message = "small must be 0 or left out with directory=...: only arrays in shared memory share files"
+            raise ValueError(message)
+        return 0
+    return _SMALL if small is None else _check_bytes(small, "small", least=0)
 
 
 def _check_guard(guard: str | None) -> str | None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from shmarray import memories, reaper
 from shmarray._format import header as form
@@ -43,9 +43,16 @@ SMALLEST = int(_SETTING) if _SETTING.isdecimal() else 1 << 20
 MOST = 64
 """Files in use and free together, for each costs a descriptor."""
 _MOST_WAITING, _MOST_NAMED = MOST // 2, MOST // 4  # handles that nobody will load must not take all the places
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools: weakref.WeakSet[Trimmed] = weakref.WeakSet()
 _SLACK = 4  # a file is used again for what leaves at most a fifth of it unused
 _SHARE_OF_MEMORY, _SHARE_OF_CAPACITY, _GREATEST = 8, 4, 2 << 30
+
+
+class Trimmed(Protocol):
+    """Something that keeps memory and gives it back."""
+
+    def trim(self) -> int:
+        """Give it back; returns how many bytes."""
 
 
 class Pool:
@@ -263,6 +270,11 @@ class Pool:
             return 0
         self._drop(memory)
         return memory.size
+
+
+def register(pool: Trimmed) -> None:
+    """Have something else that keeps memory give it back when there is no more."""
+    _pools.add(pool)
 
 
 def trim_all() -> int:

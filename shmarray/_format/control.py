@@ -29,6 +29,10 @@ CHANGES_AT = 280
 #: One word for each slot of the tables of readers: how often the slot has been taken.
 EPOCHS_AT = 512
 SLOTS = 104
+#: One word for each seat in the tables of slabs (`slab`): how often the seat has been taken.
+SEAT_EPOCHS_AT = EPOCHS_AT + 8 * SLOTS
+SEATS = 64
+_IN_USE_TO = SEAT_EPOCHS_AT + 8 * SEATS
 
 OPEN = 0x6F70_656E_6F70_656E
 CLOSED = 0x636C_6F73_6564_2121
@@ -43,13 +47,16 @@ CHANGE_MARK = 3
 CAPACITY_MARK = 4
 SLOT_MARK = 16
 """The first of `SLOTS` marks: who holds one has that slot in every table of readers of the store."""
+SEAT_MARK = SLOT_MARK + SLOTS
+"""The first of `SEATS` marks: who holds one has that seat in every slab of the store."""
 
 
 class Control(NamedTuple):
     """What never changes about a store.
 
     `directory` holds its blocks, `capacity` bounds their bytes together, `owner` is (pid, start time, pid namespace), `born`
-    is in nanoseconds since the epoch, `key` opens the guardian's door, `guard` is the kind of its locks.
+    is in nanoseconds since the epoch, `key` opens the guardian's door, `guard` is the kind of its locks, `small` the size in bytes up to
+    which anonymous arrays share a file.
     """
 
     store: int
@@ -61,6 +68,7 @@ class Control(NamedTuple):
     born: int
     key: str
     guard: str = "robust"
+    small: int = 0
 
 
 def pack(control: Control) -> bytes:
@@ -88,9 +96,7 @@ def unpack(page: bytes) -> tuple[Control, int]:
         message = f"its layout is version {version}, this shmarray reads version {VERSION}"
         raise DamagedError(message)
     description = page[_DESCRIPTION_AT : _DESCRIPTION_AT + length]
-    unused = (
-        page[_FIXED.size : STATE_AT] + page[CHANGES_AT + 8 : EPOCHS_AT] + page[EPOCHS_AT + 8 * SLOTS : _DESCRIPTION_AT]
-    )
+    unused = page[_FIXED.size : STATE_AT] + page[CHANGES_AT + 8 : EPOCHS_AT] + page[_IN_USE_TO:_DESCRIPTION_AT]
     if (unused + page[_DESCRIPTION_AT + length :]).strip(b"\0"):
         message = "bytes of its control file that are not in use are not zero"
         raise DamagedError(message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from shmarray._format.names import ANONYMOUS, IN_FLIGHT, NAMED, StoreKey, encode
+from shmarray._format.names import IN_FLIGHT, StoreKey, entry_of
 
 
 class BlockKey(NamedTuple):
@@ -31,7 +31,7 @@ class BlockKey(NamedTuple):
     @property
     def entry(self) -> str:
         """File name of the block without the prefix of its store."""
-        return f"{ANONYMOUS}{self.block:016x}" if self.name is None else NAMED + encode(self.name)
+        return entry_of(self.block, self.name)
 
     @property
     def claim_entry(self) -> str | None:

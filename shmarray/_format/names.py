@@ -12,6 +12,8 @@ one store begin with `shmarray.UID.STORE.`, where STORE is its identity (16 hexa
                    a handle that lies in another block, KEEPER is the number of that file's inode (hexadecimal)
     t.RANDOM       a block being made (only with a capacity, or on file systems without unnamed files)
     w.RANDOM       memory kept warm: what was a block, and may become one again
+    s.SLAB         a slab: a block in which many small anonymous arrays lie; SLAB is the beginning of their identities
+    g.BLOCK        the guard of an array that lies in a slab
 
 `shmarray.UID.name.NAME` is a second link to the control file of a store that has a name.
 Must not know: what is in any of the files.
@@ -43,6 +45,8 @@ ANONYMOUS = "a."
 IN_FLIGHT = "h."
 TEMPORARY = "t."
 WARM = "w."
+SLAB = "s."
+GUARD = "g."
 
 
 class StoreKey(NamedTuple):
@@ -142,6 +146,41 @@ def keeper_of(kind: str) -> int | None:
         return int(keeper, 16) if keeper else None
     except ValueError:
         return None
+
+
+def slab(number: int) -> str:
+    """File name, without the prefix of the store, of the slab in which the array with this number lies."""
+    return f"{SLAB}{number >> 32:08x}"
+
+
+def guard(number: int) -> str:
+    """File name, without the prefix of the store, of the guard of an array that lies in a slab."""
+    return f"{GUARD}{number:016x}"
+
+
+def entry_of(number: int, name: str | None) -> str:
+    """File name, without the prefix of the store, of a block with this name or number, of a slab, or of the guard of a small array."""
+    if name is not None:
+        return NAMED + encode(name)
+    if number >> 63:
+        return guard(number) if number & 0xFFFF_FFFF else slab(number)
+    return f"{ANONYMOUS}{number:016x}"
+
+
+def number_of(kind: str) -> int | None:
+    """Tell which array a handle or a guard is of, from its file name without the prefix of the store; None if that says none."""
+    try:
+        return int(kind[2:18], 16)
+    except ValueError:
+        return None
+
+
+def holder_of(kind: str) -> str:
+    """Tell the file name of what a handle, or a guard, leads to: an anonymous block, or the slab in which a small array lies."""
+    number = number_of(kind)
+    if number is not None and number >> 63:
+        return slab(number)
+    return ANONYMOUS + kind[2:].partition(".")[0]
 
 
 def draft(key: StoreKey, token: str) -> str:

@@ -132,6 +132,11 @@ def around_fork(before: Callable[[], None], after: Callable[[], None]) -> None:
     os.register_at_fork(before=before, after_in_parent=after)
 
 
+def before_fork(function: Callable[[], object]) -> None:
+    """Run `function` in this process before each fork by `os.fork` or `multiprocessing`."""
+    os.register_at_fork(before=function)
+
+
 def after_fork_in_child(function: Callable[[], None]) -> None:
     """Run `function` in every child that `os.fork` or `multiprocessing` makes from now on."""
     os.register_at_fork(after_in_child=function)

@@ -112,6 +112,10 @@ class Segment(mmap.mmap):
     tag: Any
 
 
+class SlabSegment(Segment):
+    """A mapping of many arrays, of which none owns it."""
+
+
 def create_leased(directory: str, fallback: Callable[[], str]) -> tuple[Descriptor, str | None]:
     """Make an empty file with no name in `directory`, and take its lease; returns its descriptor and None.
 
@@ -234,17 +238,17 @@ def inodes(directory: str, prefix: str) -> set[int]:
         return {entry.inode() for entry in found if entry.name.startswith(prefix)}
 
 
-def map_shared(fd: Descriptor, size: int, *, populate: bool = False) -> Segment:
+def map_shared(fd: Descriptor, size: int, *, populate: bool = False, kind: type[Segment] = Segment) -> Segment:
     """Map the first `size` bytes, readable and writable by all who map the file; the descriptor may be closed after.
 
     With `populate` all pages are mapped at once, so that none is missed later.
     """
     if sys.version_info >= (3, 13):
-        return Segment(fd.fileno(), size, flags=mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0), trackfd=False)
+        return kind(fd.fileno(), size, flags=mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0), trackfd=False)
     # Before 3.13 an mmap object keeps a duplicate of the descriptor. So take an anonymous one, which keeps none, and lay
     # the file's pages over it in place: its C destructor unmaps them like its own.
     # No memory is set aside for it, so that a file larger than all memory can be mapped.
-    segment = Segment(-1, size, flags=_ANONYMOUS)
+    segment = kind(-1, size, flags=_ANONYMOUS)
     address = _addressof(_first_byte(segment))
     placed = _mmap(address, size, _PROTECTION, _OVER | (mmap.MAP_POPULATE if populate else 0), fd.fileno(), 0)
     if placed != address:

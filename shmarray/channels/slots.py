@@ -19,13 +19,13 @@ another in a different order (all but x86), the two locks are one.
 from __future__ import annotations
 
 import ctypes
-import platform
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shmarray._format import channel as form
+from shmarray._os import fences
 from shmarray.channels.latches import Latch
 from shmarray.channels.parties import Parties
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from shmarray.channels.subscribers import Subscribers
     from shmarray.membership import Membership
 
-_ORDERED = platform.machine() in ("x86_64", "AMD64", "i686", "s390x")
 _PATIENCE = 2.0  # seconds for which those who put wait for the lock of those who take
 _FEW = 16  # slots that are looked through one by one
 _now = time.time_ns
@@ -65,7 +64,7 @@ class Slots:
         address = ctypes.addressof(words)
         self.put_latch = Latch(address + 8 * form.PUT_LOCK, self.mend_puts, robust=robust)
         self.get_latch = Latch(address + 8 * form.GET_LOCK, self.mend_gets, robust=robust)
-        if not _ORDERED:
+        if not fences.ORDERED:
             self.get_latch = self.put_latch = Latch(self.put_latch.address, self._mend_all, robust=robust)
 
     # -- putting: with the put lock held -------------------------------------------------------------------------------

@@ -26,6 +26,13 @@ SUMMARY = "list the stores of this user, their arrays, and who holds them"
 _SHOWN = 20  # blocks of one store without --all
 _PIDS = 3
 _SHORTEST_ID = 4
+_CALLED = {
+    "draft": "(draft)",
+    "handle": "(handle)",
+    "memory": "(kept warm)",
+    "slab": "(small arrays)",
+    "guard": "(lock of a small array)",
+}
 _INSIDES = ("Arena", "Parcel")  # what queues and containers are made of; to people it is part of them
 _COLUMNS = (
     Column("NAME", least=10),
@@ -231,11 +238,11 @@ def _name(block: Block, *, numbered: bool = False) -> str:
     if block.kind == "unknown":
         return block.file.rpartition("/")[2].split(".", 3)[-1]
     number = f" {_number(block)}" if numbered else ""
-    return {"draft": "(draft)", "handle": "(handle)", "memory": "(kept warm)"}.get(block.kind, f"(anonymous{number})")
+    return _CALLED.get(block.kind, f"(anonymous{number})")
 
 
 def _shape(block: Block) -> str:
-    if block.kind == "tree":
+    if block.kind in ("tree", "slab"):
         return count(block.arrays, "array")
     if block.channel is not None:
         return f"{block.channel.stats.depth}/{block.channel.stats.slots} x {items(block.channel)}"

@@ -43,7 +43,7 @@ def sort(key: StoreKey, files: Iterable[tuple[str, str]]) -> dict[str, Handles]:
     blocks, handles = [], defaultdict(list)
     for path, kind in files:
         if kind.startswith(names.IN_FLIGHT):
-            handles[names.ANONYMOUS + kind.removeprefix(names.IN_FLIGHT).partition(".")[0]].append((path, kind))
+            handles[names.holder_of(kind)].append((path, kind))
         else:
             blocks.append(path)
     kept = any(names.keeper_of(kind) is not None for found in handles.values() for _, kind in found)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmarray import blockfiles, contents
 from shmarray._format import header as form
-from shmarray._format import names
+from shmarray._format import names, slab
 from shmarray._os import flocks, segments
 from shmarray.errors import ShmArrayError
 from shmarray.inspection import channels
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, RecursionError, ShmArrayError)
 """What reading a damaged or foreign file raises."""
 
-_BLOCKS = (names.NAMED, names.ANONYMOUS, names.TEMPORARY, names.WARM)
+_BLOCKS = (names.NAMED, names.ANONYMOUS, names.TEMPORARY, names.WARM, names.SLAB, names.GUARD)
 _TRIES = 5  # how often a name is read again that is being replaced all the time
 _ENDED = {
     "closed": "its store is closed",
@@ -125,6 +125,9 @@ class Reader:
         try:
             head = blockfiles.read_header(fd, info.st_size)
             facts |= self._described(kind, head)
+            if facts["kind"] == slab.KIND:
+                places = slab.layout_from(head.meta, head.nbytes)
+                facts["arrays"] = len(slab.occupied(segments.read(fd, slab.RECORD * places.count, places.records)))
             if facts["kind"] == "Channel":
                 content = contents.decode(head.meta)
                 facts["channel"] = channels.read(fd, content, head.nbytes, elsewhere=self._elsewhere)
@@ -141,8 +144,7 @@ class Reader:
     def _described(self, kind: str, head: form.Header) -> dict[str, Any]:
         """Take what the header says; raises `ValueError` if it is that of another block."""
         content = contents.decode(head.meta)
-        anonymous = f"{names.ANONYMOUS}{head.block:016x}"
-        expected = anonymous if content.name is None else names.NAMED + names.encode(content.name)
+        expected = names.entry_of(head.block, content.name)
         if f"{head.store:016x}" != self._store.id or kind != expected:
             message = f"its header is that of {expected} in the store {head.store:016x}"
             raise ValueError(message)
@@ -157,6 +159,8 @@ class Reader:
         }
         if head.state == form.DELETED:
             facts.update(state="dead", reason="it was deleted, and its name stayed")
+        if kind.startswith(names.GUARD):
+            facts.update(kind="guard", arrays=0)
         if facts["kind"] == "array":
             dtype, place = content.leaves[0]
             facts.update(shape=place.shape, dtype=str(dtype))
@@ -177,6 +181,12 @@ class Reader:
         named = facts.get("name") is not None
         if facts["holders"] or named or handles.kept or not self._holders.is_free(path):
             return facts
+        if facts["kind"] == "guard":
+            entry = os.path.basename(path)
+            kind = ".".join(entry.split(".")[3:])
+            if segments.exists(os.path.join(os.path.dirname(path), entry.removesuffix(kind) + names.holder_of(kind))):
+                return facts  # it stays as long as the array, whoever has it
+            return {**facts, "state": "dead", "reason": "the array of which it is the lock is gone"}
         if facts["state"] == "warm":
             return {**facts, "state": "dead", "reason": "who kept it is gone"}
         if facts["state"] == "making":

@@ -98,10 +98,11 @@ class Channel:
 class Block:
     """One block: sizes in bytes, `age` in seconds, `holders` the pids that map it now.
 
-    `kind` is "array", "tree", what the store calls another object ("Lock", "Event", ...), "draft" (being made), "memory" (kept
-    warm), "handle" (its block is deleted) or "unknown". `arrays` counts the arrays of a tree, `unclaimed` the handles in flight;
-    `kept_in` are the files of the blocks in which handles to it lie. `bytes` is the data, `file_bytes` what it takes. `reason` explains
-    a state that is not live. `guard` is None where the file has none, `channel` for what is no channel.
+    `kind` is "array", "tree", what the store calls another object ("Lock", "Event", ...), "slab" (many small arrays), "guard" (of a
+    small array), "draft" (being made), "memory" (kept warm), "handle" (its block is deleted) or "unknown". `arrays` counts the arrays of a
+    tree or in a slab, `unclaimed` the handles in flight; `kept_in` are the files of the blocks in which handles to it lie. `bytes` is the
+    data, `file_bytes` what it takes. `reason` explains a state that is not live. `guard` is None where the file has none, `channel` for
+    what is no channel.
     """
 
     file: str

@@ -1,0 +1,311 @@
+"""Small arrays in cells of slabs, as one process looks at them.
+
+Owns: which cells this process looks at, and how others get to know it: its bytes in the seats of a slab. Attaching by a handle, making
+handles, deleting.
+Must not know: which cell is given out next (`stocks`); what the array in a cell looks like.
+
+A view of a cell is a NumPy array over all its bytes, the *root*, of which every other array over the cell is a view; there is one in a
+process for each cell. Its order, in which nobody can be missed:
+
+    looking      root made and entered; the byte in the seat written; fence; then the record must say that the array is there, and
+                 that its maker is not asking just now. What says otherwise is dropped again.
+    asking       (`stocks`) the maker writes that it asks; fence; then looks for handles in flight, then at all seats. A handle becomes
+                 a byte and never the reverse without a view, so that nothing slips through between the two looks.
+    dropping     C code has dropped the last view, and with it the root; then the byte is struck out.
+
+A root's end is noted by a call into C, and seen to under the lock, or by whoever has the lock: nobody waits in a finalizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from shmarray import blocks, exhaustion, keeping, seats, slabs
+from shmarray._format import control as layout
+from shmarray._format import names
+from shmarray._format import slab as form
+from shmarray._format.handle import BlockKey
+from shmarray._os import fences, processes, segments, words
+
+if TYPE_CHECKING:
+    from shmarray.membership import Membership
+    from shmarray.seats import Seat
+    from shmarray.slabs import Slab
+
+Root = np.ndarray[Any, np.dtype[Any]]
+_BYTE = np.dtype(np.uint8)
+_frombuffer = np.frombuffer
+_GONE = "is not there: it was deleted, or all who held it have gone"
+_PAUSE, _LOOK_AFTER, _PATIENCE = 20e-6, 0.05, 10.0  # seconds
+
+
+class View(weakref.ref[Root]):
+    """A cell that this process looks at: the end of its root is noted by a call into C, and then seen to.
+
+    `offered`: others may know the array, by a handle or by a fork.
+    """
+
+    __slots__ = ("cell", "guard", "ident", "member", "number", "offered", "slab", "then")
+
+    def __new__(cls, root: Root) -> Self:
+        """Watch a root. What is registered last is called first: a call into C, which no signal handler's exception can come before."""
+        then = weakref.ref(root, settle)
+        self = super().__new__(cls, root, _ended.append)
+        self.then = then
+        return self
+
+    def __init__(self, root: Root) -> None:
+        """Begin as a view of nothing."""
+        super().__init__(root, _ended.append)  # type: ignore[call-arg]  # the callback goes to both, see weakref.KeyedRef
+        self.ident = id(root)
+        self.guard: Any = None
+
+    slab: Slab
+    cell: int
+    number: int
+    member: Membership
+    offered: bool
+    then: weakref.ref[Root]
+
+    @property
+    def key(self) -> BlockKey:
+        """The array's identity, as handles have it."""
+        return BlockKey(self.member.key.uid, self.member.key.store, self.number, None, None)
+
+
+class Here:
+    """What this process has: the lock under which everything about cells is changed."""
+
+    lock = threading.RLock()
+    settling = False
+
+
+_views: dict[int, View] = {}
+_ended: deque[weakref.ref[Root]] = deque()
+_pop = deque[weakref.ref[Root]].popleft
+
+
+def view_of(array: Any) -> View | None:
+    """Find the cell that an array lies in; None if in none."""
+    root, base = array, getattr(array, "base", None)
+    while base is not None and type(base) is not memoryview:
+        root, base = base, getattr(base, "base", None)
+    return _views.get(id(root))
+
+
+def view_at(root: Root) -> View:
+    """Give the view of a root."""
+    return _views[id(root)]
+
+
+def current_seat(member: Membership) -> Seat | None:
+    """With the lock held: give the seat in which this process writes now; None if there is none to be had.
+
+    Raises `StoreClosedError`, `StoreFullError` when it has none yet and cannot ask.
+    """
+    seat: Seat | None = member.seat
+    if seat is None:
+        seat = member.seat = seats.take(member)
+    elif seat.has_crossed() and (fresh := seats.try_take(member)) is not None:
+        # Entered in both, until the old one is let go of; what is dropped meanwhile is struck out in neither.
+        for view in list(_views.values()):
+            if view.member is member:
+                view.offered = True
+                view.slab.bytes[view.slab.layout.seat(fresh.index) + view.cell] = fresh.byte
+        seat = member.seat = fresh
+    return seat
+
+
+def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | None, *, offered: bool) -> Root:
+    """With the lock held: look at a cell, or give the root that is there. What the record says is the caller's to see, afterwards.
+
+    Without a seat the cell is marked as one that is never used again.
+    """
+    view: View | None = slab.views.get(cell)
+    root = None if view is None else view()
+    if root is not None and view is not None:
+        if view.number == number:
+            view.offered = view.offered or offered
+            return root
+        if view.number == slab.word(cell, form.NUMBER):
+            raise blocks.not_found(member, BlockKey(member.key.uid, member.key.store, number, None, None), _GONE)
+        # Another thread's, of a handle to what is gone, which it is about to drop: it will strike out nothing of this one.
+    size = slab.layout.size
+    nbytes = min(max(slab.word(cell, form.NBYTES), 1), size)
+    root = _frombuffer(slab.segment, _BYTE, nbytes, size * cell)
+    view = View(root)
+    view.slab, view.cell, view.number, view.member, view.offered = slab, cell, number, member, offered
+    # Entered first: a root that ended before and is seen to now, in this thread, then strikes out nothing of this one.
+    slab.views[cell] = _views[view.ident] = view
+    if seat is None:
+        slab.set_word(cell, form.PINNED, 1)
+    else:
+        slab.bytes[slab.layout.seats + slab.layout.count * seat.index + cell] = seat.byte
+    return root
+
+
+def settle(_: object = None) -> None:
+    """See to all roots that have ended, unless another thread is at it or at work on cells: then it does, afterwards. Never waits."""
+    while _ended and not Here.settling and (lock := Here.lock).acquire(blocking=False):
+        mine: list[weakref.ref[Root]] = []
+        Here.settling = True
+        try:
+            with contextlib.suppress(IndexError):
+                mine.extend(map(_pop, (_ended,)))  # one call into C: it is in one of the two at each moment
+            for view in mine:
+                if isinstance(view, View):
+                    _dropped(view)
+        except BaseException:
+            _ended.extend(mine)
+            raise
+        finally:
+            Here.settling = False
+            lock.release()
+
+
+def _dropped(view: View) -> None:
+    """Strike out the byte of a cell whose root has ended, unless there is a new one. May be repeated."""
+    if _views.get(view.ident) is view:
+        del _views[view.ident]
+    slab, cell = view.slab, view.cell
+    if slab.views.get(cell) is not view:
+        return
+    seat: Seat | None = view.member.seat
+    crossed = seat is None or seat.has_crossed()
+    if seat is not None and not crossed:
+        slab.bytes[slab.layout.seats + slab.layout.count * seat.index + cell] = 0
+    del slab.views[cell]
+    if slab.stock is not None:
+        slab.stock.dropped(slab, cell, known=view.offered or crossed)
+    elif not slab.views:
+        slabs.is_idle(view.member.key.store, slab)
+
+
+def attach(member: Membership, key: BlockKey) -> Root:
+    """Look at the array a handle names; a link in flight is claimed and removed. Raises as `blocks.attach` does."""
+    member.require_open()
+    claim = None if key.claim is None else f"{member.block_prefix}{key.claim_entry}"
+    cell = form.cell_of(key.block)
+    with Here.lock:
+        slab = slabs.attach(member, key, claim)
+        if cell >= slab.layout.count:
+            raise blocks.not_found(member, key, "was never there")
+        seat = current_seat(member)
+        known = slab.views.get(cell)
+        root = look(member, slab, cell, key.block, seat, offered=True)
+        is_new = slab.views.get(cell) is not known
+    if _ended:
+        settle()
+    if is_there(slab, cell, key.block):
+        # What the handle kept is kept by the byte now; looking for the link is the fence, if it is there.
+        stays = keeping.lending.active and names.keeper_of(key.claim_entry or "") is not None
+        if claim is not None and (segments.exists(claim) if stays else segments.unlink(claim)):
+            return root
+        fences.fence()
+        if is_there(slab, cell, key.block) and not (is_new and _is_alone(member, slab, cell, seat)):
+            return root
+    del root  # now, and not with the traceback
+    raise blocks.not_found(member, key, _GONE)
+
+
+def _is_alone(member: Membership, slab: Slab, cell: int, mine: Seat | None) -> bool:
+    """Say whether nobody but this process, since just now, looks at an array to which there is no handle: then it has gone before."""
+    places = slab.layout
+    column = bytes(slab.bytes[places.seats + cell : places.seats + form.SEATS * places.count : places.count])
+    there = [index for index, byte in enumerate(column) if byte and (mine is None or index != mine.index)]
+    alive = seats.alive(member, there) if there else {}
+    return not slab.word(cell, form.PINNED) and not any(column[index] == byte for index, byte in alive.items())
+
+
+def is_there(slab: Slab, cell: int, number: int) -> bool:
+    """Say whether the array of that number is in its cell, for handles to it; waits while its maker asks who sees it.
+
+    Raises `TimeoutError` when the maker does not finish: it was stopped.
+    """
+    if slab.word(cell, form.ASKED):
+        _wait(slab, cell)
+    return slab.word(cell, form.NUMBER) == number and slab.word(cell, form.STATE) == form.LIVE
+
+
+def _wait(slab: Slab, cell: int) -> None:
+    """Wait until the maker has its answer; if it has died, there is nobody who would use the cell again."""
+    began = looked = time.monotonic()
+    while slab.word(cell, form.ASKED):
+        time.sleep(_PAUSE)
+        now = time.monotonic()
+        if now - looked > _LOOK_AFTER:
+            looked = now
+            if not slab.has_maker():
+                return
+        if now - began > _PATIENCE:
+            message = f"the process that made {slab.path} has been asking for {_PATIENCE:.0f} s who uses an array; is it stopped?"
+            raise TimeoutError(message)
+
+
+def offer(view: View) -> BlockKey:
+    """Make a key that may travel, with a link in flight that keeps the array until it is claimed. Raises as `blocks.offer` does."""
+    member, slab = view.member, view.slab
+    hold = member.require_open()
+    view.offered = True
+    key = view.key._replace(claim=os.urandom(6).hex() + keeping.destination.ending)
+    claim = f"{member.block_prefix}{key.claim_entry}"
+    try:
+        with exhaustion.explained(member.control.directory, 0):
+            segments.link(slab.path, claim)
+    except FileNotFoundError:
+        if member.state() != layout.OPEN:
+            raise member.closed_error() from None
+        raise blocks.not_found(member, view.key, "has been deleted") from None
+    if words.load(hold, layout.STATE_AT) != layout.OPEN:
+        segments.unlink(claim)
+        raise member.closed_error()
+    if not is_live(view):
+        segments.unlink(claim)
+        raise blocks.not_found(member, view.key, "has been deleted")
+    if keeping.destination.ending:
+        keeping.destination.made.append(claim)
+    return key
+
+
+def is_live(view: View) -> bool:
+    """Say whether handles to this array are good: it was not deleted. Its number stands as long as this process looks at it."""
+    return view.slab.word(view.cell, form.STATE) == form.LIVE and view.slab.word(view.cell, form.NUMBER) == view.number
+
+
+def delete(view: View) -> bool:
+    """Delete an array for everyone: no new attach by a handle; false if it was deleted before. Views stay valid."""
+    if not is_live(view):
+        return False
+    slab, member = view.slab, view.member
+    slab.set_word(view.cell, form.STATE, form.DELETED)
+    view.offered = True  # its cell is looked at before it is used again
+    try:
+        handles = slab.links() > 1
+    except FileNotFoundError:
+        return True  # the store has ended
+    if handles:
+        mine = f"{member.key.prefix}{names.IN_FLIGHT}{view.number:016x}."
+        for entry in segments.entries(member.control.directory, mine):
+            segments.unlink(os.path.join(member.control.directory, entry))
+    return True
+
+
+def count(store: int) -> int:
+    """How many cells of that store this process looks at."""
+    return sum(view.member.key.store == store for view in list(_views.values()))
+
+
+def _after_fork() -> None:
+    """In a forked child: the lock may be another thread's, who does not go on here."""
+    Here.lock, Here.settling = threading.RLock(), False
+
+
+processes.after_fork_in_child(_after_fork)

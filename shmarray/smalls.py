@@ -1,0 +1,71 @@
+"""Small anonymous arrays, which lie in cells, in NumPy's terms.
+
+Owns: which array is made in a cell, what its slab says of it, and the words of a handle to one.
+Must not know: `SharedArray`; how cells are given out (`stocks`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from shmarray import blockfiles, cells, contents, membership, stocks
+from shmarray._format import names
+from shmarray._format.dtypes import decode_dtype, encode_dtype
+
+if TYPE_CHECKING:
+    from shmarray._format import layouts
+    from shmarray._format.handle import BlockKey, ViewSpec
+    from shmarray.membership import Membership
+
+Array = TypeVar("Array", bound=np.ndarray[Any, Any])
+_BYTE = np.dtype(np.uint8)
+
+
+def make(
+    kind: type[Array], member: Membership, dtype: np.dtype[Any], layout: layouts.Layout, *, clear: bool
+) -> Array | None:
+    """Make an array in a cell, of zeros if it is to be `clear`; None if it is to be a block of its own. Raises `StoreClosedError`."""
+    if not 0 < layout.nbytes <= member.control.small:
+        return None
+    code = encode_dtype(dtype)
+    if not isinstance(code, str):
+        return None  # a structure: its description is long
+    fresh = stocks.allocate(member, layout.nbytes, _described(code, layout.shape, layout.strides))
+    if fresh is None:
+        return None
+    if clear and not fresh.is_clear:
+        fresh.root[:] = 0
+    return kind.__new__(kind, layout.shape, dtype, fresh.root, 0, layout.strides)
+
+
+@functools.lru_cache(maxsize=256)
+def _described(code: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> bytes:
+    """Describe an array as its slab does."""
+    return json.dumps([code, shape, strides], separators=(",", ":")).encode()
+
+
+def spec_of(array: np.ndarray[Any, Any], view: cells.View) -> ViewSpec:
+    """Say what part of a cell's array this view of it is."""
+    root: Any = view()
+    return contents.spec_of(array, root.nbytes, None, functools.partial(contents.address_of, root))
+
+
+def attach(kind: type[Array], key: BlockKey, spec: ViewSpec) -> Array:
+    """Load the handle of an array in a cell, or of a view of it. Raises as `cells.attach` does."""
+    member = membership.near(key.store)
+    if member is None or not member.is_open():
+        member = membership.join(key.store_key)
+    root = cells.attach(member, key)
+    try:
+        if spec.offset < 0:  # NumPy looks only at the other end
+            raise ValueError("a view begins before its array")
+        array = kind.__new__(kind, spec.shape, decode_dtype(spec.dtype), root, spec.offset, spec.strides)
+    except (ValueError, TypeError) as error:
+        raise blockfiles.corrupt(f"{member.block_prefix}{names.slab(key.block)}", str(error)) from None
+    if not spec.writeable:
+        array.flags.writeable = False
+    return array

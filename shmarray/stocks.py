@@ -1,0 +1,296 @@
+"""The cells that this process gives out: its stock of memory for small arrays.
+
+Owns: which cell is the next, when another slab is made or one removed, and the proof that nobody sees a cell any more. To its maker a cell
+is always one of these:
+
+    free      on the list of its slab; the one freed last is given out first, for it is still in the processor's cache
+    viewed    this process looks at it (`cells`)
+    pending   this process has dropped it, and others may see it: they are asked when there is no free cell left
+
+An array that nobody was offered and that crossed no fork is free as soon as this process drops it. Of any other the maker asks as
+written in `cells`. A SIGKILL anywhere: the slab has no maker any more, and goes with the last who has it mapped.
+Must not know: what an array looks like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from shmarray import cells, membership, seats, slabs, warm
+from shmarray._format import names
+from shmarray._format import slab as form
+from shmarray._os import fences, processes, segments
+from shmarray.errors import ShmArrayError, StoreFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shmarray.cells import Root
+    from shmarray.membership import Membership
+    from shmarray.seats import Seat
+    from shmarray.slabs import Slab
+
+    Place = tuple[Slab, int]
+
+_FIRST, _LARGEST = 128 << 10, 2 << 20  # bytes of cells in the first slab of a size, and at most
+_FEWEST, _MOST = 4, 2048  # cells in one
+_SPARE, _SPARE_OF_OTHERS = 64 << 20, 8 << 20
+"""Bytes of slabs of one size without any array in them that the owner of a store keeps for the next ones; and that others keep."""
+
+
+class Fresh(NamedTuple):
+    """A cell with a new array in it: its root, and whether its bytes are zeros already."""
+
+    root: Root
+    is_clear: bool
+
+
+class Stock:
+    """The slabs of one cell size that this process has made in one store. Everything happens with the lock of `cells` held."""
+
+    __slots__ = ("__weakref__", "_given", "_limit", "_ready", "_size", "_slabs", "_spare", "_store")
+
+    def __init__(self, member: Membership, size: int) -> None:
+        """Begin with none."""
+        self._store = member.key.store
+        self._size = size
+        self._limit = _SPARE_OF_OTHERS if member.pool is None else min(_SPARE, member.pool.limit)
+        self._slabs: list[Slab] = []
+        self._ready: list[Slab] = []  # those with free cells, and perhaps some without
+        self._given = 0  # cells given out since all pending ones were asked about
+        self._spare = 0  # slabs all of whose cells are free
+        warm.register(self)
+
+    # -- giving out ----------------------------------------------------------------------------------------------------
+
+    def give(self, member: Membership, seat: Seat, nbytes: int, meta: bytes) -> Fresh:
+        """Put a new array into a cell, and look at it. Raises as `slabs.make` does."""
+        slab, cell = self._next(member)
+        generation = form.generation_of(slab.word(cell, form.NUMBER)) + 1
+        number = form.number_of(slab.number, cell, generation)
+        slab.set_word(cell, form.NBYTES, nbytes)
+        root = cells.look(member, slab, cell, number, seat, offered=False)
+        at = slab.layout.record(cell) + form.META
+        slab.bytes[at : at + len(meta)] = meta
+        slab.set_word(cell, form.LENGTH, len(meta))
+        slab.set_word(cell, form.BORN, time.time_ns())
+        slab.set_word(cell, form.ASKED, 0)
+        slab.set_word(cell, form.NUMBER, number)
+        slab.set_word(cell, form.STATE, form.LIVE)
+        self._given += 1
+        return Fresh(root, is_clear=generation == 1)
+
+    def _next(self, member: Membership) -> Place:
+        """Take a cell from the list of a slab in which one is free."""
+        while True:
+            while self._ready:
+                slab = self._ready[-1]
+                try:
+                    cell = slab.free.pop()
+                except IndexError:
+                    self._ready.pop()
+                    slab.is_ready = False
+                    continue
+                if len(slab.free) == slab.layout.count - 1:
+                    self._spare -= 1
+                # What a call that was cut short has lost may have been found twice.
+                if slab.views.get(cell) is None and slab.word(cell, form.STATE) == form.FREE:
+                    return slab, cell
+            if self._given >= self._total() // 2 > 0 and len(_busy) == 1:
+                self.ask(member)
+                if self._ready:
+                    continue
+            self._grow(member)
+
+    def _total(self) -> int:
+        return sum(slab.layout.count for slab in self._slabs)
+
+    def _grow(self, member: Membership) -> None:
+        """Make another slab: as large as all there are, within bounds."""
+        count = min(max(_FIRST, self._total() * self._size), _LARGEST) // self._size
+        slab = slabs.make(member, self._size, min(max(count, _FEWEST), _MOST))
+        slab.stock = self
+        slab.free.extend(range(slab.layout.count - 1, -1, -1))
+        self._slabs.append(slab)
+        self._spare += 1
+        self._set_ready(slab)
+
+    def _set_ready(self, slab: Slab) -> None:
+        if not slab.is_ready:
+            slab.is_ready = True
+            self._ready.append(slab)
+
+    # -- taking back ---------------------------------------------------------------------------------------------------
+
+    def dropped(self, slab: Slab, cell: int, *, known: bool) -> None:
+        """This process has dropped a cell; `known`: others may know it. At any moment; never raises."""
+        if known or slab.word(cell, form.PINNED) or slab.word(cell, form.GUARDED):
+            slab.pending.add(cell)
+        else:
+            slab.set_word(cell, form.STATE, form.FREE)
+            self._free(slab, cell)
+
+    def _free(self, slab: Slab, cell: int) -> None:
+        """Put a cell that nobody sees on the list."""
+        if form.generation_of(slab.word(cell, form.NUMBER)) >= form.LAST_GENERATION:
+            return  # numbers would begin to recur: it stays out of use
+        slab.free.append(cell)
+        self._set_ready(slab)
+        if len(slab.free) == slab.layout.count:
+            self._spare += 1
+            if self._spare * slab.layout.nbytes > self._limit:
+                self._remove(slab)
+
+    def _remove(self, slab: Slab) -> int:
+        """Give back a slab all of whose cells are free; returns its bytes."""
+        self._spare -= 1
+        segments.unlink(slab.path)
+        slabs.drop(self._store, slab.number)
+        return slab.layout.nbytes
+
+    def forget(self, slab: Slab) -> None:
+        """Give nothing out of that slab any more."""
+        for kept in (self._slabs, self._ready):
+            if slab in kept:
+                kept.remove(slab)
+        if not self._slabs and _stocks.get((self._store, self._size)) is self:
+            del _stocks[self._store, self._size]
+
+    def trim(self) -> int:
+        """Give back all slabs in which there is no array; returns how many bytes."""
+        with cells.Here.lock:
+            member = membership.near(self._store)
+            if member is not None and not _busy:
+                with contextlib.suppress(ShmArrayError, OSError):  # what others may still see stays
+                    self.ask(member)
+            return sum(self._remove(slab) for slab in list(self._slabs) if len(slab.free) == slab.layout.count)
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def ask(self, member: Membership) -> None:
+        """Free the pending cells that nobody sees. Raises what asking the kernel raises; then all are pending still."""
+        self._given = 0
+        self._find_lost()
+        pending = [(slab, cell) for slab in self._slabs for cell in list(slab.pending)]
+        seen = _seen(member, pending)
+        suspects = [place for place in pending if place not in seen]
+        if not suspects:
+            return
+        # Known before the first word is written: whatever comes, each is answered.
+        try:
+            for slab, cell in suspects:
+                slab.set_word(cell, form.ASKED, 1)
+            fences.fence()
+            # In this order: a handle becomes a byte and not the reverse, for who is asked makes no handle without having a byte.
+            handed = _in_flight(member, suspects)
+            seen = _seen(member, suspects)
+            for slab, cell in suspects:
+                lives = slab.word(cell, form.STATE) != form.DELETED  # to what is deleted no handle leads
+                if (slab, cell) not in seen and not (lives and (slab, cell) in handed):
+                    self._take_back(member, slab, cell)
+        finally:
+            for slab, cell in suspects:
+                slab.set_word(cell, form.ASKED, 0)
+
+    def _take_back(self, member: Membership, slab: Slab, cell: int) -> None:
+        if slab.word(cell, form.GUARDED):
+            segments.unlink(member.block_prefix + names.guard(slab.word(cell, form.NUMBER)))
+            slab.set_word(cell, form.GUARDED, 0)
+        slab.set_word(cell, form.STATE, form.FREE)
+        slab.pending.discard(cell)
+        self._free(slab, cell)
+
+    def _find_lost(self) -> None:
+        """Find the cells that a call lost which an exception of a signal handler cut short."""
+        self._spare = 0
+        for slab in self._slabs:
+            if len(slab.free) + len(slab.views) + len(slab.pending) < slab.layout.count:
+                there = {*slab.free, *slab.views, *slab.pending}
+                for cell in range(slab.layout.count):
+                    if cell not in there and slab.word(cell, form.STATE) != form.FREE:
+                        slab.pending.add(cell)
+                    elif cell not in there and form.generation_of(slab.word(cell, form.NUMBER)) < form.LAST_GENERATION:
+                        slab.free.append(cell)
+                        self._set_ready(slab)
+            self._spare += len(slab.free) == slab.layout.count
+
+
+_stocks: dict[tuple[int, int], Stock] = {}
+# An entry for each call under way: what begins in the midst of another one, out of a finalizer, finds it half done.
+_busy: list[None] = []
+
+
+def _seen(member: Membership, places: Iterable[Place]) -> set[Place]:
+    """Tell which of these cells somebody looks at: a living process's byte is in its seat, or one without a seat has been there."""
+    rows: dict[Slab, dict[int, bytes]] = {}
+    for slab in {slab for slab, _ in places}:
+        places_of, count = slab.layout, slab.layout.count
+        table = bytes(slab.bytes[places_of.seats : places_of.seats + form.SEATS * count])
+        there = [index for index in range(form.SEATS) if table.count(0, index * count, (index + 1) * count) < count]
+        rows[slab] = {index: table[index * count : (index + 1) * count] for index in there}
+    # After the bytes were read: who has sat down since looks at nothing without having waited for the answer.
+    alive = seats.alive(member, {index for found in rows.values() for index in found})
+    seen = set()
+    for slab, cell in places:
+        looked_at = any(row[cell] and row[cell] == alive.get(index) for index, row in rows[slab].items())
+        if looked_at or slab.word(cell, form.PINNED):
+            seen.add((slab, cell))
+    return seen
+
+
+def _in_flight(member: Membership, places: Iterable[Place]) -> set[Place]:
+    """Tell to which of these cells there is a handle in flight, or kept in a block."""
+    try:
+        found = {slab for slab, _ in places if slab.links() > 1}
+    except FileNotFoundError:
+        return set(places)  # the store has ended
+    if not found:
+        return set()
+    prefix = member.key.prefix + names.IN_FLIGHT
+    entries = segments.entries(member.control.directory, prefix)
+    there = {entry[len(prefix) :].partition(".")[0] for entry in entries}
+    return {(slab, cell) for slab, cell in places if f"{slab.word(cell, form.NUMBER):016x}" in there}
+
+
+def allocate(member: Membership, nbytes: int, meta: bytes) -> Fresh | None:
+    """Put a new anonymous array into a cell; None if it is to be a block of its own: it is not small, or there is no seat or no room.
+
+    The bytes are those of an array that was here before, unless they are said to be clear. Raises `StoreClosedError`.
+    """
+    if not 0 < nbytes <= member.control.small or len(meta) > form.MOST_META or not fences.ORDERED:
+        return None
+    member.require_open()
+    key = member.key.store, form.size_class(nbytes)
+    try:
+        with cells.Here.lock:
+            _busy.append(None)
+            try:
+                seat = cells.current_seat(member)
+                if seat is None:
+                    return None
+                stock = _stocks.get(key)
+                if stock is None:
+                    stock = _stocks[key] = Stock(member, key[1])
+                return stock.give(member, seat, nbytes, meta)
+            except StoreFullError:
+                return None  # a block of its own needs less; if there is no room for that either, it says so
+            finally:
+                _busy.pop()
+    finally:
+        cells.settle()
+
+
+def trim(store: int) -> int:
+    """Give back the slabs of a store in which there is no array; returns how many bytes."""
+    return sum(stock.trim() for key, stock in list(_stocks.items()) if key[0] == store)
+
+
+def _after_fork() -> None:
+    """In a forked child: the stock is the parent's."""
+    _stocks.clear()
+    _busy.clear()
+
+
+processes.after_fork_in_child(_after_fork)
