@@ -114,7 +114,7 @@ def current_seat(member: Membership) -> Seat | None:
     seat: Seat | None = member.seat
     if seat is None:
         seat = member.seat = seats.take(member)
-    elif seat.has_crossed() and (fresh := seats.try_take(member)) is not None:
+    elif seat.has_crossed() and not seats.is_forking() and (fresh := seats.try_take(member)) is not None:
         # Entered in both, until the old one is let go of; what is dropped meanwhile is struck out in neither.
         for view in list(_views.values()):
             if view.member is member:

@@ -11,6 +11,7 @@ at; so does the child, when it looks at something new.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from shmarray import membership, shields
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from shmarray.membership import Membership
 
 _PLACES = membership.Places(layout.SEAT_MARK, layout.SEAT_EPOCHS_AT, layout.SEATS)
-# What a seat that has crossed no fork shares with the list. A fork changes it by a call into C, which no exception of a signal handler
-# can come before.
+# What a seat that has crossed no fork shares with the list; and an entry for each fork under way, for other threads go on meanwhile. A fork
+# changes both by calls into C, which no exception of a signal handler can come before.
 _era: list[object] = []
+_forking: list[None] = []
 
 
 class Seat:
@@ -45,7 +47,12 @@ class Seat:
 
     def has_crossed(self) -> bool:
         """Whether a child may have it too: then nothing in it is struck out any more."""
-        return next(iter(_era), None) is not self._era
+        return bool(_forking) or next(iter(_era), None) is not self._era
+
+
+def is_forking() -> bool:
+    """Whether a fork is under way: what is written into any seat before it is over, the child may have too."""
+    return bool(_forking)
 
 
 def take(member: Membership) -> Seat | None:
@@ -73,4 +80,9 @@ def try_take(member: Membership) -> Seat | None:
         return None
 
 
-processes.before_fork(_era.clear)
+processes.around_fork(functools.partial(_forking.append, None), _era.clear)
+processes.around_fork(
+    _era.clear, _forking.pop
+)  # what is registered last is called first before a fork, and last after it
+processes.after_fork_in_child(_era.clear)
+processes.after_fork_in_child(_forking.clear)

@@ -127,14 +127,9 @@ def mapped_files(pid: int, prefix: str) -> list[MappedFile]:
     return found
 
 
-def around_fork(before: Callable[[], None], after: Callable[[], None]) -> None:
+def around_fork(before: Callable[[], object], after: Callable[[], object]) -> None:
     """Run `before` and `after` in this process around each fork by `os.fork` or `multiprocessing`; other threads go on in between."""
     os.register_at_fork(before=before, after_in_parent=after)
-
-
-def before_fork(function: Callable[[], object]) -> None:
-    """Run `function` in this process before each fork by `os.fork` or `multiprocessing`."""
-    os.register_at_fork(before=function)
 
 
 def after_fork_in_child(function: Callable[[], None]) -> None:
