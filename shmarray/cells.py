@@ -24,7 +24,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,24 +55,13 @@ class View(weakref.ref[Root]):
 
     __slots__ = ("cell", "guard", "ident", "member", "number", "offered", "slab", "then")
 
-    def __new__(cls, root: Root) -> Self:
-        """Watch a root. What is registered last is called first: a call into C, which no signal handler's exception can come before."""
-        then = weakref.ref(root, settle)
-        self = super().__new__(cls, root, _ended.append)
-        self.then = then
-        return self
-
-    def __init__(self, root: Root) -> None:
-        """Begin as a view of nothing."""
-        super().__init__(root, _ended.append)  # type: ignore[call-arg]  # the callback goes to both, see weakref.KeyedRef
-        self.ident = id(root)
-        self.guard: Any = None
-
+    ident: int
     slab: Slab
     cell: int
     number: int
     member: Membership
     offered: bool
+    guard: Any
     then: weakref.ref[Root]
 
     @property
@@ -90,7 +79,8 @@ class Here:
 
 _views: dict[int, View] = {}
 _ended: deque[weakref.ref[Root]] = deque()
-_pop = deque[weakref.ref[Root]].popleft
+_append, _pop = _ended.append, deque[weakref.ref[Root]].popleft
+_ref, _new = weakref.ref, weakref.ref.__new__
 
 
 def view_of(array: Any) -> View | None:
@@ -138,10 +128,19 @@ def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | No
         if view.number == slab.word(cell, form.NUMBER):
             raise blocks.not_found(member, BlockKey(member.key.uid, member.key.store, number, None, None), _GONE)
         # Another thread's, of a handle to what is gone, which it is about to drop: it will strike out nothing of this one.
-    size = slab.layout.size
-    nbytes = min(max(slab.word(cell, form.NBYTES), 1), size)
-    root = _frombuffer(slab.segment, _BYTE, nbytes, size * cell)
-    view = View(root)
+    nbytes = min(max(slab.word(cell, form.NBYTES), 1), slab.layout.size)
+    return enter(member, slab, cell, number, seat, nbytes, offered=offered)
+
+
+def enter(
+    member: Membership, slab: Slab, cell: int, number: int, seat: Seat | None, nbytes: int, *, offered: bool
+) -> Root:
+    """With the lock held: begin to look at so many bytes of a cell of which this process has no view."""
+    root = _frombuffer(slab.segment, _BYTE, nbytes, slab.layout.size * cell)
+    # What is registered last is called first: a call into C, which no signal handler's exception can come before.
+    then = _ref(root, settle)
+    view = _new(View, root, _append)
+    view.then, view.guard, view.ident = then, None, id(root)
     view.slab, view.cell, view.number, view.member, view.offered = slab, cell, number, member, offered
     # Entered first: a root that ended before and is seen to now, in this thread, then strikes out nothing of this one.
     slab.views[cell] = _views[view.ident] = view
@@ -232,7 +231,8 @@ def is_there(slab: Slab, cell: int, number: int) -> bool:
     """
     if slab.word(cell, form.ASKED):
         _wait(slab, cell)
-    return slab.word(cell, form.NUMBER) == number and slab.word(cell, form.STATE) == form.LIVE
+    # In this order: the state of the array that comes next must not be taken for that of the one which was there before.
+    return slab.word(cell, form.STATE) == form.LIVE and slab.word(cell, form.NUMBER) == number
 
 
 def _wait(slab: Slab, cell: int) -> None:

@@ -157,7 +157,7 @@ class Constructors:
             axes = None if _letter(order, "CF", "C") == "C" else list(reversed(range(len(lengths))))
         else:
             axes = order + list(range(len(order), len(lengths)))
-        layout = contents.layout_of(kind, lengths, axes)
+        layout = contents.row_major(kind, lengths) if axes is None else contents.layout_of(kind, lengths, axes)
         return making.make(member, name, kind, layout, value, clear=clear)
 
     def put(self, value: Any, *, name: str | None = None) -> Any:

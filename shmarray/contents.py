@@ -16,7 +16,7 @@ import numpy as np
 
 from shmarray import drafts
 from shmarray._format import layouts, names
-from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
+from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype, is_plain
 from shmarray._format.handle import ViewSpec
 from shmarray._os import segments
 from shmarray.errors import CorruptBlockError, DTypeError, ShmArrayError
@@ -156,6 +156,16 @@ def layout_of(dtype: np.dtype[Any], shape: object, axes: Sequence[int] | None = 
     size = layouts.nbytes(lengths, dtype.itemsize)
     strides = None if axes is None else layouts.strides(lengths, dtype.itemsize, axes)
     return layouts.Layout(lengths, strides, size)
+
+
+def row_major(dtype: np.dtype[Any], lengths: tuple[int, ...]) -> layouts.Layout:
+    """Lay out a new array in C order, of checked lengths; raises as `layout_of`. Arrays of one kind are laid out once."""
+    return _row_major(dtype.itemsize, lengths) if is_plain(dtype) else layout_of(dtype, lengths)
+
+
+@functools.lru_cache(maxsize=256)
+def _row_major(itemsize: int, lengths: tuple[int, ...]) -> layouts.Layout:
+    return layouts.Layout(lengths, None, layouts.nbytes(lengths, itemsize))
 
 
 def layout_like(array: np.ndarray[Any, Any]) -> layouts.Layout:

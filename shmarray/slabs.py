@@ -40,7 +40,7 @@ class Slab:
     """One mapped slab. `words` and `bytes` are its data; `views` has, by cell, what this process looks at."""
 
     __slots__ = (
-        *("bytes", "layout", "number", "path", "segment", "uid", "views", "words"),
+        *("_records", "bytes", "layout", "number", "path", "segment", "uid", "views", "words"),
         *("free", "is_ready", "pending", "stock"),
     )
 
@@ -50,6 +50,7 @@ class Slab:
         self.path = path
         self.uid = uid
         self.layout = places
+        self._records = places.records
         self.segment = segment
         self.bytes = memoryview(segment)
         self.words = self.bytes.cast("Q")
@@ -62,16 +63,16 @@ class Slab:
 
     def word(self, cell: int, offset: int) -> int:
         """Read a word of a cell's record."""
-        return self.words[(self.layout.records + form.RECORD * cell + offset) >> 3]
+        return self.words[(self._records + form.RECORD * cell + offset) >> 3]
 
     def set_word(self, cell: int, offset: int, value: int) -> None:
         """Write a word of a cell's record."""
-        self.words[(self.layout.records + form.RECORD * cell + offset) >> 3] = value
+        self.words[(self._records + form.RECORD * cell + offset) >> 3] = value
 
-    def meta(self, cell: int) -> bytes:
-        """Read the description of the array in a cell."""
-        at = self.layout.record(cell)
-        return bytes(self.bytes[at + form.META : at + form.META + min(self.word(cell, form.LENGTH), form.MOST_META)])
+    def describe(self, cell: int, words: bytes) -> None:
+        """Write what a cell's record says behind number and state, while no array is there."""
+        at = self._records + form.RECORD * cell + form.DESCRIBED
+        self.bytes[at : at + len(words)] = words
 
     def has_maker(self) -> bool:
         """Whether the process that made it, or a child that it forked since, is there. Raises `OSError`."""

@@ -70,13 +70,8 @@ class Stock:
         slab, cell = self._next(member)
         generation = form.generation_of(slab.word(cell, form.NUMBER)) + 1
         number = form.number_of(slab.number, cell, generation)
-        slab.set_word(cell, form.NBYTES, nbytes)
-        root = cells.look(member, slab, cell, number, seat, offered=False)
-        at = slab.layout.record(cell) + form.META
-        slab.bytes[at : at + len(meta)] = meta
-        slab.set_word(cell, form.LENGTH, len(meta))
-        slab.set_word(cell, form.BORN, time.time_ns())
-        slab.set_word(cell, form.ASKED, 0)
+        slab.describe(cell, form.described(nbytes, time.time_ns(), meta))
+        root = cells.enter(member, slab, cell, number, seat, nbytes, offered=False)
         slab.set_word(cell, form.NUMBER, number)
         slab.set_word(cell, form.STATE, form.LIVE)
         self._given += 1

@@ -57,8 +57,13 @@ def check_dtype(dtype: np.dtype[Any]) -> None:
 
     >>> check_dtype(np.dtype([("a", "f8"), ("b", "S5", 3)]))
     """
-    if dtype.num not in _PLAIN or dtype.names is not None or dtype.itemsize < 0:
+    if not is_plain(dtype):
         _check(dtype, "", 0)
+
+
+def is_plain(dtype: np.dtype[Any]) -> bool:
+    """Say whether this is one of the dtypes that hold one number or text, which can all be shared."""
+    return dtype.num in _PLAIN and dtype.names is None and dtype.itemsize >= 0
 
 
 def encode_dtype(dtype: np.dtype[Any]) -> EncodedDType:

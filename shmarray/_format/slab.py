@@ -30,6 +30,8 @@ MOST_CELLS = 1 << 12
 #: In a record: words at these offsets, then the description, whose length stands before it.
 NUMBER, STATE, NBYTES, ASKED, PINNED, GUARDED, BORN, LENGTH, META = 0, 8, 16, 24, 32, 40, 48, 56, 64
 MOST_META = RECORD - META
+DESCRIBED = NBYTES
+"""Where that begins which is written while no array is in the cell."""
 
 #: States of a cell, far apart in bits.
 FREE = 0
@@ -112,6 +114,11 @@ class Layout:
         return self.seats + self.count * index
 
 
+def described(nbytes: int, born: int, meta: bytes) -> bytes:
+    """Write what a record says of a new array, from `DESCRIBED` on: nobody asks, it is not pinned, it has no guard."""
+    return _DESCRIPTION.pack(nbytes, 0, 0, 0, born, len(meta)) + meta
+
+
 def layout_from(meta: bytes, nbytes: int) -> Layout:
     """Read from the description of a block of that much data where everything lies in a slab. Raises `ValueError` for what is none."""
     fields = json.loads(meta)
@@ -130,6 +137,7 @@ def layout_from(meta: bytes, nbytes: int) -> Layout:
 
 
 _RECORD = struct.Struct("<QQQQQQQQ")
+_DESCRIPTION = struct.Struct("<QQQQQQ")
 
 
 def unpack(record: bytes) -> Cell:
