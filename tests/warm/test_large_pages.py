@@ -30,7 +30,7 @@ def large_pages_at(address: int) -> int:
 
 def used_again(store: sa.Store, source: np.ndarray, times: int) -> sa.SharedArray:
     """Put and drop an array so many times, and give the last one; it lies where the first one did."""
-    array = store.put(source)
+    array: sa.SharedArray = store.put(source)
     file = contents.inode_of(array)
     for _ in range(times):
         del array
