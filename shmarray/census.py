@@ -38,9 +38,10 @@ _PAUSES = (0.005, 0.02, 0.08, 0.15, 0.3, 0.45)  # seconds between looks at what 
 class StoreStats(NamedTuple):
     """How a store stands. Sizes in bytes.
 
-    `named` and `anonymous` count blocks (a tree is one), `in_flight` handles pickled and not yet loaded, `drafts` blocks
-    being made; `nbytes` is what all of them take, `warm` how much of that is memory of freed arrays, kept by the owner for the next;
-    `capacity` the bound if there is one, `free` what may still be taken; `attached` is how many blocks this process maps.
+    `named` and `anonymous` count blocks (a tree is one) and arrays in slabs, `in_flight` handles pickled and not yet loaded,
+    `drafts` blocks being made; `nbytes` is what all files take, `warm` how much of that is kept for the next arrays: memory of freed
+    ones, and slabs without any in them; `capacity` the bound if there is one, `free` what may still be taken; `attached` is how many
+    blocks this process maps, and arrays in slabs it looks at.
     """
 
     name: str | None
@@ -122,6 +123,7 @@ def stats(member: Membership) -> StoreStats:
                     found = segments.status_of(path).st_size
                     size += found
                     warm += found if letter == names.WARM else 0
+    small, spare = _small(member, found_entries)
     capacity, free = member.control.capacity, limits.space(member.control.directory).free
     return StoreStats(
         name=member.control.name,
@@ -131,29 +133,30 @@ def stats(member: Membership) -> StoreStats:
         guardian_pid=launch.guardian_of(member),
         directory=member.control.directory,
         named=counts[names.NAMED],
-        anonymous=counts[names.ANONYMOUS] + _count_small(member, found_entries),
+        anonymous=counts[names.ANONYMOUS] + small,
         in_flight=counts[names.IN_FLIGHT],
         drafts=counts[names.TEMPORARY],
         nbytes=size,
-        warm=warm,
+        warm=warm + spare,
         capacity=capacity,
         free=free if capacity is None else max(0, min(free, capacity - size)),
         attached=blocks.attached(member.key.store) + cells.count(member.key.store),
     )
 
 
-def _count_small(member: Membership, entries: Sequence[tuple[str, str]]) -> int:
-    """Count the arrays in slabs that somebody looks at, or to which there is a handle."""
-    contents_of = []
+def _small(member: Membership, entries: Sequence[tuple[str, str]]) -> tuple[int, int]:
+    """Count the arrays in slabs that somebody looks at, or to which there is a handle; and the bytes of slabs without any."""
+    found = []
     for kind, path in entries:
         if kind.startswith(names.SLAB):
             with contextlib.suppress(OSError, ValueError):
-                contents_of.append(slabfiles.read(path))
-    if not contents_of:
-        return 0
+                found.append((slabfiles.read(path), segments.status_of(path).st_size))
+    if not found:
+        return 0, 0
     handed = {names.number_of(kind) for kind, _ in entries if kind.startswith(names.IN_FLIGHT)}
-    alive = seats.alive(member, {index for content in contents_of for index in content.seats})
-    return sum(content.in_use(alive, handed) for content in contents_of)
+    alive = seats.alive(member, {index for content, _ in found for index in content.seats})
+    counts = [content.in_use(alive, handed) for content, _ in found]
+    return sum(counts), sum(size for count, (_, size) in zip(counts, found, strict=True) if not count)
 
 
 def check(member: Membership, *, fix: bool) -> list[Problem]:
