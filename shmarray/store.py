@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from shmarray.census import Problem, StoreStats
     from shmarray.membership import Membership
 
-_SETTING = os.environ.get("SHMARRAY_SMALL", "")
-_SMALL = int(_SETTING) if _SETTING.isdecimal() else 32 << 10  # bytes; the environment may say otherwise
+_SMALL = 32 << 10  # bytes; the environment may say otherwise
 _ON_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs"})
 
 
@@ -325,7 +324,9 @@ def _check_small(small: object, place: str) -> int:
             message = "small must be 0 or left out with directory=...: only arrays in shared memory share files"
             raise ValueError(message)
         return 0
-    return _SMALL if small is None else _check_bytes(small, "small", least=0)
+    setting = os.environ.get("SHMARRAY_SMALL", "")
+    default = int(setting) if setting.isdecimal() else _SMALL
+    return default if small is None else _check_bytes(small, "small", least=0)
 
 
 def _check_guard(guard: str | None) -> str | None:

@@ -107,6 +107,12 @@ def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
     wait_until(clean, _DEADLINE, lambda: "the test left behind:\n  " + "\n  ".join(left))
 
 
+@pytest.fixture
+def each_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give small anonymous arrays files of their own, as large ones have, in this process and in those that it starts."""
+    monkeypatch.setenv("SHMARRAY_SMALL", "0")
+
+
 @pytest.fixture(params=["fork", "spawn", "forkserver"])
 def start_method(request: pytest.FixtureRequest) -> SpawnContext:
     """Context of `multiprocessing` for each way to start a process; all three have the attributes of the type named here."""

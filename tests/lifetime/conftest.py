@@ -43,3 +43,8 @@ def soon(blocks: Callable[[], list[str]]) -> Callable[[list[str]], None]:
         wait_until(lambda: blocks() == expected, 10, lambda: f"there is {blocks()}, and not {expected}")
 
     return wait
+
+
+@pytest.fixture(autouse=True)
+def _files(each_in_a_file: None) -> None:
+    """Every array has a file of its own, which is what is looked at here."""

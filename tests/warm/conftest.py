@@ -24,3 +24,8 @@ def store() -> Iterator[sa.Store]:
     """A store that keeps some memory warm."""
     with sa.Store(warm=1 << 24) as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def _files(each_in_a_file: None) -> None:
+    """Every array has a file of its own, which is what is looked at here."""
