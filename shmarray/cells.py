@@ -138,9 +138,10 @@ def enter(
     """With the lock held: begin to look at so many bytes of a cell of which this process has no view."""
     root = _frombuffer(slab.segment, _BYTE, nbytes, slab.layout.size * cell)
     # What is registered last is called first: a call into C, which no signal handler's exception can come before.
-    then = _ref(root, settle)
+    then, ident = _ref(root, settle), id(root)
     view = _new(View, root, _append)
-    view.then, view.guard, view.ident = then, None, id(root)
+    # No call from here on: no signal handler finds a view that does not know what it is of.
+    view.then, view.guard, view.ident = then, None, ident
     view.slab, view.cell, view.number, view.member, view.offered = slab, cell, number, member, offered
     # Entered first: a root that ended before and is seen to now, in this thread, then strikes out nothing of this one.
     slab.views[cell] = _views[view.ident] = view
@@ -267,6 +268,13 @@ def offer(view: View) -> BlockKey:
     if words.load(hold, layout.STATE_AT) != layout.OPEN:
         segments.unlink(claim)
         raise member.closed_error()
+    # Its maker may have looked for handles just before this link; at the seats it looks after that. The byte stays until then.
+    if slab.word(view.cell, form.ASKED):
+        try:
+            _wait(slab, view.cell)
+        except BaseException:
+            segments.unlink(claim)
+            raise
     if not is_live(view):
         segments.unlink(claim)
         raise blocks.not_found(member, view.key, "has been deleted")
