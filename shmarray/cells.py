@@ -106,10 +106,15 @@ def current_seat(member: Membership) -> Seat | None:
         seat = member.seat = seats.take(member)
     elif seat.has_crossed() and not seats.is_forking() and (fresh := seats.try_take(member)) is not None:
         # Entered in both, until the old one is let go of; what is dropped meanwhile is struck out in neither.
-        for view in list(_views.values()):
-            if view.member is member:
-                view.offered = True
-                view.slab.bytes[view.slab.layout.seat(fresh.index) + view.cell] = fresh.byte
+        mine = [view for view in list(_views.values()) if view.member is member]
+        for view in mine:
+            view.offered = True
+            view.slab.bytes[view.slab.layout.seat(fresh.index) + view.cell] = fresh.byte
+        fences.fence()
+        for view in mine:
+            # Its maker may have read the new seat's bytes before, and not have asked yet who is alive behind the old one.
+            if view.slab.stock is None and view.slab.word(view.cell, form.ASKED):
+                _wait(view.slab, view.cell)
         seat = member.seat = fresh
     return seat
 
