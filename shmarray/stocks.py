@@ -121,6 +121,8 @@ class Stock:
 
     def dropped(self, slab: Slab, cell: int, *, known: bool) -> None:
         """This process has dropped a cell; `known`: others may know it. At any moment; never raises."""
+        if slab.word(cell, form.STATE) == form.FREE:
+            return  # a stale handle led here: it is on the list, or will be found to be missing there
         if known or slab.word(cell, form.PINNED) or slab.word(cell, form.GUARDED):
             slab.pending.add(cell)
         else:
