@@ -133,6 +133,9 @@ def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | No
         if view.number == slab.word(cell, form.NUMBER):
             raise blocks.not_found(member, BlockKey(member.key.uid, member.key.store, number, None, None), _GONE)
         # Another thread's, of a handle to what is gone, which it is about to drop: it will strike out nothing of this one.
+    if slab.stock is not None and slab.word(cell, form.ASKED):
+        # In the midst of this thread's own asking, for the lock is held: who looks now is not to wait for the answer, but is one.
+        slab.set_word(cell, form.ASKED, 0)
     nbytes = min(max(slab.word(cell, form.NBYTES), 1), slab.layout.size)
     return enter(member, slab, cell, number, seat, nbytes, offered=offered)
 

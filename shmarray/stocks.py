@@ -170,7 +170,7 @@ class Stock:
         """Free the pending cells that nobody sees. Raises what asking the kernel raises; then all are pending still."""
         self._given = 0
         self._find_lost()
-        pending = [(slab, cell) for slab in self._slabs for cell in list(slab.pending)]
+        pending = [(slab, cell) for slab in self._slabs for cell in list(slab.pending) if cell not in slab.views]
         seen = _seen(member, pending)
         suspects = [place for place in pending if place not in seen]
         if not suspects:
@@ -185,7 +185,10 @@ class Stock:
             seen = _seen(member, suspects)
             for slab, cell in suspects:
                 lives = slab.word(cell, form.STATE) != form.DELETED  # to what is deleted no handle leads
-                if (slab, cell) not in seen and not (lives and (slab, cell) in handed):
+                if (slab, cell) in seen or (lives and (slab, cell) in handed):
+                    continue
+                # Unless a finalizer of this thread has looked, or asked, in the midst of this: then the answer is an old one.
+                if slab.word(cell, form.ASKED):
                     self._take_back(member, slab, cell)
         finally:
             for slab, cell in suspects:
