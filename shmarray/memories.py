@@ -12,7 +12,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import errno
 import functools
+import os
 import sys
 import threading
 import weakref
@@ -24,13 +26,20 @@ _all: dict[int, weakref.ref[Memory]] = {}
 # by calls into C alone, which no exception of a signal handler can come before.
 _forking: list[None] = []
 _era: list[object] = []
+_SEASONED = 64  # uses after which a memory is put into large pages, which costs some times what filling it does
+_MERGED_IN = 32  # uses in which that is done
+LARGE_PAGES = os.environ.get("SHMARRAY_LARGE_PAGES", "") != "0"
+"""Whether memory that is used again is put into large pages, where the kernel does so. The environment may say otherwise."""
 _UNSEEN = 3  # references to a window: its memory's, a local one, an argument
 
 
 class Memory:
     """One file that may be used again. `window` is this process's own mapping of it, through which it is filled."""
 
-    __slots__ = ("__weakref__", "_era", "fd", "identity", "maker", "own_path", "path", "size", "state", "window")
+    __slots__ = (
+        *("__weakref__", "_era", "_merged", "_uses", "fd", "identity"),
+        *("maker", "own_path", "path", "size", "state", "window"),
+    )
 
     def __init__(self, fd: segments.Descriptor, size: int) -> None:
         """Begin with the file of a draft, the lease of which `fd` has."""
@@ -41,6 +50,8 @@ class Memory:
         self.path: str | None = None  # its name, while that is not the block's
         self.own_path: str | None = None  # the name of an anonymous block that is not mapped here any more
         self.window: segments.Segment | None = None
+        self._uses = 0
+        self._merged = 0 if LARGE_PAGES else size  # bytes from the beginning on that are in large pages, or cannot be
         self._begin()
         number = id(self)
         _all[number] = weakref.ref(self, functools.partial(_close, fd, self.identity, number))
@@ -85,7 +96,19 @@ class Memory:
         window = self.window
         if window is None:
             window = self.window = segments.map_shared(self.fd, self.size, populate=True)
+        self._merge_some(window)
         return window
+
+    def _merge_some(self, window: segments.Segment) -> None:
+        """Put a part of what is used again and again into large pages, each time another part."""
+        self._uses += 1
+        if self._uses < _SEASONED:
+            return
+        pages = self.size // segments.LARGE_PAGE
+        part = min(-(-pages // _MERGED_IN) * segments.LARGE_PAGE, pages * segments.LARGE_PAGE - self._merged)
+        if part > 0:
+            refused = segments.merge(window, self._merged, part)
+            self._merged = self.size if refused == errno.EINVAL else self._merged + part
 
     def is_viewed(self) -> bool:
         """Whether there is still a view of the window: who was given one to fill the block may have kept it."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks.cases.attach import Attach
 from benchmarks.cases.broadcast import Broadcast
 from benchmarks.cases.deaths import Deaths
+from benchmarks.cases.get import Get
 from benchmarks.cases.handoff import HandOff
 from benchmarks.cases.latency import Latency
 from benchmarks.cases.lifecycle import Lifecycle
@@ -32,6 +33,7 @@ CASES: dict[str, type[Case]] = {
         Lifecycle,
         Put,
         Attach,
+        Get,
         HandOff,
         Locking,
         Deaths,

@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar
 
 from benchmarks.cases.case import Case, Samples, size_title
-from benchmarks.measure import Measure
+from benchmarks.measure import Aim, Measure
 
 if TYPE_CHECKING:
     from benchmarks.measure import Scale
@@ -28,6 +28,11 @@ class Lifecycle(Case):
         "shared-ndarray2",
         "torch",
         "open + mmap by hand",
+    )
+    aims: ClassVar[tuple[Aim, ...]] = tuple(
+        Aim(str(size), "shmarray, anonymous", "time", bound, than)
+        for size in _SIZES
+        for than, bound in (("SharedMemory", 1 / 8), ("SharedMemoryManager", 1 / 100))
     )
 
     @staticmethod

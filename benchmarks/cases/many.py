@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.cases.case import Case, Samples, UnableError
-from benchmarks.measure import Measure
+from benchmarks.measure import Aim, Measure
 from benchmarks.peer import Peer
 
 if TYPE_CHECKING:
@@ -25,7 +25,14 @@ class Many(Case):
 
     name: ClassVar[str] = "many"
     question: ClassVar[str] = "hold many arrays of 4 KiB at once (10,000; 500 in a quick run); time for each"
-    rivals: ClassVar[tuple[str, ...]] = ("shmarray", "SharedMemory", "SharedMemoryManager", "open + mmap by hand")
+    rivals: ClassVar[tuple[str, ...]] = (
+        *("shmarray", "shmarray, anonymous"),
+        *("SharedMemory", "SharedMemoryManager", "SharedArray", "open + mmap by hand"),
+    )
+    aims: ClassVar[tuple[Aim, ...]] = tuple(
+        Aim(step, "shmarray, anonymous", "median", bound)
+        for step, bound in (("create", 8e-6), ("attach", 4e-6), ("free", 3e-6))
+    )
 
     @staticmethod
     def measures(scale: Scale) -> list[Measure]:

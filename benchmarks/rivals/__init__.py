@@ -77,6 +77,7 @@ RIVALS = {
         Rival("open + mmap by hand", "limit", "files", "OpenAndMap"),
         Rival("np.copyto into faulted memory", "limit", "copying", "CopyTo"),
         Rival("np.copyto in two threads", "limit", "copying", "CopyInTwoThreads"),
+        Rival("sum of faulted memory", "limit", "copying", "Summed"),
         Rival("200 bytes over the same Pipe", "limit", "messages", "Message"),
         Rival("200 bytes by send_bytes", "limit", "messages", "Bare"),
         Rival("one array, nobody else reads it", "limit", "pickling", "Unread"),

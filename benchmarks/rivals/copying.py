@@ -1,4 +1,4 @@
-"""The limits of every put: `np.copyto` into memory that is there already, in one thread and in two."""
+"""The limits of every put and get: `np.copyto` into memory that is there already, in one thread and in two; the sum of such memory."""
 
 from __future__ import annotations
 
@@ -30,6 +30,28 @@ class CopyTo(Adapter, Puts):
 
     def free(self, block: Any) -> None:
         """Keep the memory for the next put."""
+
+
+class Summed(CopyTo):
+    """Read private memory that has been written before; another process has the same of its own."""
+
+    def handle(self, block: Any) -> Any:
+        """Say how much it is, and of what."""
+        return len(block), int(block[0])
+
+    def attach(self, handle: Any) -> Any:
+        """Give the memory; the first time makes it."""
+        if self._memory is None:
+            self._memory = np.full(*handle)
+        return self._memory
+
+    def view(self, block: Any) -> Array:
+        """It is the array itself."""
+        array: Array = block
+        return array
+
+    def drop(self, block: Any) -> None:
+        """Keep the memory for the next time."""
 
 
 class CopyInTwoThreads(CopyTo):

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 SHM_DIRECTORY = "/dev/shm"  # noqa: S108  the kernel's own place for shared memory
 PAGE = mmap.PAGESIZE
+LARGE_PAGE = 512 * PAGE
+"""Bytes of what the processor can also map as one page, where a page has room for 512 entries of its tables."""
+_COLLAPSE = 25  # MADV_COLLAPSE, since Linux 6.1; the module `mmap` has no name for it
 _MODE = 0o600
 _RESERVE_PIECE = 16 << 20  # one call is interrupted and undone by a signal on old kernels: short calls make progress
 _WRITE_PIECE = 64 << 20
@@ -38,6 +41,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _mmap = _libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_madvise = _libc.madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _addressof, _first_byte = ctypes.addressof, ctypes.c_char.from_buffer
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
@@ -243,18 +248,32 @@ def map_shared(fd: Descriptor, size: int, *, populate: bool = False, kind: type[
 
     With `populate` all pages are mapped at once, so that none is missed later.
     """
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 13) and size < LARGE_PAGE:
         return kind(fd.fileno(), size, flags=mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0), trackfd=False)
     # Before 3.13 an mmap object keeps a duplicate of the descriptor. So take an anonymous one, which keeps none, and lay
     # the file's pages over it in place: its C destructor unmaps them like its own.
-    # No memory is set aside for it, so that a file larger than all memory can be mapped.
-    segment = kind(-1, size, flags=_ANONYMOUS)
+    # No memory is set aside for it, so that a file larger than all memory can be mapped. The kernel lays anonymous memory that is as long
+    # as some large pages where one of them could begin, which it does not do for files; what is behind the file's end is never touched.
+    length = size if size < LARGE_PAGE else -(-size // LARGE_PAGE) * LARGE_PAGE
+    segment = kind(-1, length, flags=_ANONYMOUS)
     address = _addressof(_first_byte(segment))
     placed = _mmap(address, size, _PROTECTION, _OVER | (mmap.MAP_POPULATE if populate else 0), fd.fileno(), 0)
     if placed != address:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return segment
+
+
+def merge(segment: Segment, offset: int, size: int) -> int:
+    """Put `size` bytes from `offset` on, which are all there, into large pages; 0, or the kernel's error where it does not.
+
+    Whoever maps the file where a large page can begin needs one fault then, and one entry of the processor's tables, instead of 512.
+    Waits while the bytes are copied; what others do with them meanwhile waits as well.
+    """
+    address = address_of(segment) + offset
+    if address % LARGE_PAGE:
+        return errno.EINVAL
+    return 0 if _madvise(address, size, _COLLAPSE) == 0 else ctypes.get_errno()
 
 
 def address_of(segment: mmap.mmap) -> int:
