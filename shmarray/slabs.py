@@ -69,6 +69,10 @@ class Slab:
         """Write a word of a cell's record."""
         self.words[(self._records + form.RECORD * cell + offset) >> 3] = value
 
+    def index(self, cell: int, offset: int) -> int:
+        """Tell which of the slab's words that is."""
+        return (self._records + form.RECORD * cell + offset) >> 3
+
     def describe(self, cell: int, words: bytes) -> None:
         """Write what a cell's record says behind number and state, while no array is there."""
         at = self._records + form.RECORD * cell + form.DESCRIBED

@@ -14,7 +14,11 @@ Must not know: what an array looks like.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
+import itertools
+import operator
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -175,7 +179,10 @@ class Stock:
         suspects = [place for place in pending if place not in seen]
         if not suspects:
             return
-        # Known before the first word is written: whatever comes, each is answered.
+        # Known before the first word is written, and one call into C: whatever comes, each is answered.
+        places = [slab.index(cell, form.ASKED) for slab, cell in suspects]
+        words = map(operator.setitem, [slab.words for slab, _ in suspects], places, itertools.repeat(0))
+        answer = functools.partial(collections.deque, words, 0)
         try:
             for slab, cell in suspects:
                 slab.set_word(cell, form.ASKED, 1)
@@ -191,8 +198,7 @@ class Stock:
                 if slab.word(cell, form.ASKED):
                     self._take_back(member, slab, cell)
         finally:
-            for slab, cell in suspects:
-                slab.set_word(cell, form.ASKED, 0)
+            answer()
 
     def _take_back(self, member: Membership, slab: Slab, cell: int) -> None:
         if slab.word(cell, form.GUARDED):
