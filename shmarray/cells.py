@@ -162,10 +162,15 @@ def enter(
 
 def settle(_: object = None) -> None:
     """See to all roots that have ended, unless another thread is at it or at work on cells: then it does, afterwards. Never waits."""
-    while _ended and not Here.settling and (lock := Here.lock).acquire(blocking=False):
+    lock = Here.lock
+    while _ended and not Here.settling:
         mine: list[weakref.ref[Root]] = []
-        Here.settling = True
+        got: list[bool] = []
         try:
+            got.extend(map(lock.acquire, (False,)))  # one call into C: it says whether the lock is held at each moment
+            if True not in got:
+                return
+            Here.settling = True
             with contextlib.suppress(IndexError):
                 mine.extend(map(_pop, (_ended,)))  # one call into C: it is in one of the two at each moment
             for view in mine:
@@ -175,8 +180,9 @@ def settle(_: object = None) -> None:
             _ended.extend(mine)
             raise
         finally:
-            Here.settling = False
-            lock.release()
+            if True in got:
+                Here.settling = False
+                lock.release()
 
 
 def _dropped(view: View) -> None:

@@ -15,6 +15,7 @@ who looks at what: that stands in the seats (`_format.slab`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import weakref
@@ -26,6 +27,7 @@ from shmarray._format import header as header_form
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._os import flocks, processes, segments
+from shmarray.errors import ArrayExistsError
 
 if TYPE_CHECKING:
     from shmarray._format.handle import BlockKey
@@ -149,8 +151,19 @@ def is_idle(store: int, slab: Slab) -> None:
                 drop(old[0], old[1] << 32)
 
 
-def make(member: Membership, size: int, count: int) -> Slab:
+def made_for(stock: Any) -> list[Slab]:
+    """Give the slabs out of which that stock gives, as they were made: it may not know of one yet."""
+    return [slab for slab in list(_known.values()) if slab.stock is stock]
+
+
+def make(member: Membership, size: int, count: int, stock: Any) -> Slab:
     """Make a slab of `count` cells of `size` bytes, of which this process is the maker. Raises as `drafts.Draft` does."""
+    while True:
+        with contextlib.suppress(ArrayExistsError):  # of that number; then with another one
+            return _made(member, size, count, stock)
+
+
+def _made(member: Membership, size: int, count: int, stock: Any) -> Slab:
     number = form.slab_number(int.from_bytes(os.urandom(4), "little"))
     places = form.Layout(size, count)
     leaf = ["|u1", [places.nbytes], None, 0]
@@ -160,10 +173,19 @@ def make(member: Membership, size: int, count: int) -> Slab:
     with drafts.Draft(member, places.nbytes, meta, number=number) as draft:
         flocks.mark(draft.fd, _MAKER_MARK)
         segment = draft.map_unlisted(names.slab(number), segments.SlabSegment)
-        draft.publish(segment)
         path = segment.tag.path
-        segment.tag = None  # which holds the membership: it is to end when nothing in a slab is in use
-    return enter(member, Slab(number, path, member.key.uid, places, segment))
+        slab = Slab(number, path, member.key.uid, places, segment)
+        slab.stock = stock
+        try:
+            draft.publish(segment, sole=True)
+            segment.tag = None  # which holds the membership: it is to end when nothing in a slab is in use
+            return enter(member, slab)
+        except ArrayExistsError:
+            raise
+        except BaseException:
+            _known.pop((member.key.store, number >> 32), None)
+            segments.unlink(path)
+            raise
 
 
 def attach(member: Membership, key: BlockKey, claim: str | None) -> Slab:

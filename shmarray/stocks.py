@@ -20,7 +20,7 @@ import functools
 import itertools
 import operator
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmarray import cells, membership, seats, slabs, warm
 from shmarray._format import names
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     Place = tuple[Slab, int]
 
+_set_item: Any = operator.setitem
 _FIRST, _LARGEST = 128 << 10, 2 << 20  # bytes of cells in the first slab of a size, and at most
 _FEWEST, _MOST = 4, 2048  # cells in one
 _SPARE, _SPARE_OF_OTHERS = 64 << 20, 8 << 20
@@ -109,8 +110,7 @@ class Stock:
     def _grow(self, member: Membership) -> None:
         """Make another slab: as large as all there are, within bounds."""
         count = min(max(_FIRST, self._total() * self._size), _LARGEST) // self._size
-        slab = slabs.make(member, self._size, min(max(count, _FEWEST), _MOST))
-        slab.stock = self
+        slab = slabs.make(member, self._size, min(max(count, _FEWEST), _MOST), self)
         slab.free.extend(range(slab.layout.count - 1, -1, -1))
         self._slabs.append(slab)
         self._spare += 1
@@ -181,8 +181,8 @@ class Stock:
             return
         # Known before the first word is written, and one call into C: whatever comes, each is answered.
         places = [slab.index(cell, form.ASKED) for slab, cell in suspects]
-        words = map(operator.setitem, [slab.words for slab, _ in suspects], places, itertools.repeat(0))
-        answer = functools.partial(collections.deque, words, 0)
+        words = map(_set_item, [slab.words for slab, _ in suspects], places, itertools.repeat(0))
+        answer: Any = functools.partial(collections.deque, words, 0)
         try:
             for slab, cell in suspects:
                 slab.set_word(cell, form.ASKED, 1)
@@ -211,6 +211,7 @@ class Stock:
     def _find_lost(self) -> None:
         """Find the cells that a call lost which an exception of a signal handler cut short."""
         self._spare = 0
+        self._slabs.extend(slab for slab in slabs.made_for(self) if slab not in self._slabs)
         for slab in self._slabs:
             if len(slab.free) + len(slab.views) + len(slab.pending) < slab.layout.count:
                 there = {*slab.free, *slab.views, *slab.pending}
@@ -271,8 +272,9 @@ def allocate(member: Membership, nbytes: int, meta: bytes) -> Fresh | None:
     key = member.key.store, form.size_class(nbytes)
     try:
         with cells.Here.lock:
-            _busy.append(None)
+            depth = len(_busy)
             try:
+                _busy.append(None)
                 seat = cells.current_seat(member)
                 if seat is None:
                     return None
@@ -283,7 +285,7 @@ def allocate(member: Membership, nbytes: int, meta: bytes) -> Fresh | None:
             except StoreFullError:
                 return None  # a block of its own needs less; if there is no room for that either, it says so
             finally:
-                _busy.pop()
+                del _busy[depth:]
     finally:
         cells.settle()
 
