@@ -98,6 +98,7 @@ class Slab:
 
 _known: dict[tuple[int, int], Slab] = {}
 _idle: dict[tuple[int, int], None] = {}
+_leaving: dict[int, tuple[weakref.ref[segments.Segment], str, int]] = {}
 _members: dict[int, weakref.ref[Membership]] = {}
 
 
@@ -123,7 +124,7 @@ def _left(store: int) -> None:
 
 
 def drop(store: int, number: int) -> None:
-    """Unmap a slab of which nothing is in use here; if nobody else maps it, its file goes. Never raises, never waits."""
+    """Unmap a slab as soon as nothing in it is in use here; if nobody else maps it then, its file goes. Never raises, never waits."""
     slab = _known.pop((store, number >> 32), None)
     _idle.pop((store, number >> 32), None)
     if slab is None:
@@ -131,10 +132,15 @@ def drop(store: int, number: int) -> None:
     stock, slab.stock = slab.stock, None
     if stock is not None:
         stock.forget(slab)
-    if not slab.views:
-        path, uid = slab.path, slab.uid
-        del slab, stock
-        reaper.last_one_out(path, uid)
+    # Asked when the mapping has ended: this may run while the last root is ending, which has it still.
+    watch = weakref.ref(slab.segment, _unmapped)
+    _leaving[id(watch)] = watch, slab.path, slab.uid
+
+
+def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
+    left = _leaving.pop(id(watch), None)
+    if left is not None:
+        reaper.last_one_out(*left[1:])
 
 
 def is_idle(store: int, slab: Slab) -> None:
