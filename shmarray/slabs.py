@@ -42,12 +42,21 @@ class Slab:
     """One mapped slab. `words` and `bytes` are its data; `views` has, by cell, what this process looks at."""
 
     __slots__ = (
-        *("_records", "bytes", "layout", "number", "path", "segment", "uid", "views", "words"),
+        *("_records", "bytes", "layout", "maker", "number", "path", "segment", "uid", "views", "words"),
         *("free", "is_ready", "pending", "stock"),
     )
 
-    def __init__(self, number: int, path: str, uid: int, places: form.Layout, segment: segments.Segment) -> None:
+    def __init__(
+        self,
+        number: int,
+        path: str,
+        uid: int,
+        places: form.Layout,
+        segment: segments.Segment,
+        maker: processes.Identity,
+    ) -> None:
         """Stand for a mapping."""
+        self.maker = maker
         self.number = number
         self.path = path
         self.uid = uid
@@ -81,7 +90,9 @@ class Slab:
         self.bytes[at : at + len(words)] = words
 
     def has_maker(self) -> bool:
-        """Whether the process that made it, or a child that it forked since, is there. Raises `OSError`."""
+        """Whether the process that made it is there, as far as can be known. Raises `OSError`."""
+        if processes.is_provably_gone(self.maker):
+            return False  # a child that it had forked has the mark still
         try:
             fd = segments.open_existing(self.path, write=False)
         except FileNotFoundError:
@@ -174,13 +185,21 @@ def _made(member: Membership, size: int, count: int, stock: Any) -> Slab:
     places = form.Layout(size, count)
     leaf = ["|u1", [places.nbytes], None, 0]
     meta = _write(
-        {"name": None, "leaves": [leaf], "tree": None, "kind": form.KIND, "size": size, "count": count}
+        {
+            "name": None,
+            "leaves": [leaf],
+            "tree": None,
+            "kind": form.KIND,
+            "size": size,
+            "count": count,
+            "namespace": processes.me().namespace,
+        }
     ).encode()
     with drafts.Draft(member, places.nbytes, meta, number=number) as draft:
         flocks.mark(draft.fd, _MAKER_MARK)
         segment = draft.map_unlisted(names.slab(number), segments.SlabSegment)
         path = segment.tag.path
-        slab = Slab(number, path, member.key.uid, places, segment)
+        slab = Slab(number, path, member.key.uid, places, segment, processes.me())
         slab.stock = stock
         try:
             draft.publish(segment, sole=True)
@@ -223,7 +242,8 @@ def _mapped(member: Membership, key: BlockKey, fd: segments.Descriptor, path: st
     if head.block != form.slab_of(key.block):
         raise blockfiles.corrupt(path, "it is another slab")
     segment = segments.map_shared(fd, info.st_size, kind=segments.SlabSegment)
-    return Slab(head.block, path, member.key.uid, places, segment)
+    maker = processes.Identity(head.pid, head.start, form.namespace_from(head.meta))
+    return Slab(head.block, path, member.key.uid, places, segment, maker)
 
 
 def layout_of(head: header_form.Header, path: str) -> form.Layout:
