@@ -43,7 +43,7 @@ class Slab:
 
     __slots__ = (
         *("_records", "bytes", "layout", "maker", "number", "path", "segment", "uid", "views", "words"),
-        *("free", "is_ready", "pending", "stock"),
+        *("free", "is_ready", "pending", "stock", "worn"),
     )
 
     def __init__(
@@ -67,10 +67,17 @@ class Slab:
         self.words = self.bytes.cast("Q")
         self.views: dict[int, Any] = {}
         self.stock: Any = None
-        # The maker's: cells that are free; those it has dropped and others may see; whether it is on the stock's list.
+        # The maker's: cells that are free; how many are so no more, for their numbers would recur; those it has dropped and others may see;
+        # whether it is on the stock's list.
         self.free: list[int] = []
+        self.worn = 0
         self.pending: set[int] = set()
         self.is_ready = False
+
+    @property
+    def is_empty(self) -> bool:
+        """To its maker: whether no array is in it."""
+        return len(self.free) + self.worn == self.layout.count
 
     def word(self, cell: int, offset: int) -> int:
         """Read a word of a cell's record."""

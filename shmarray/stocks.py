@@ -93,7 +93,7 @@ class Stock:
                     self._ready.pop()
                     slab.is_ready = False
                     continue
-                if len(slab.free) == slab.layout.count - 1:
+                if len(slab.free) + slab.worn == slab.layout.count - 1:
                     self._spare -= 1
                 # What a call that was cut short has lost may have been found twice.
                 if slab.views.get(cell) is None and slab.word(cell, form.STATE) == form.FREE:
@@ -135,13 +135,14 @@ class Stock:
 
     def _free(self, slab: Slab, cell: int) -> None:
         """Put a cell that nobody sees on the list."""
-        if form.generation_of(slab.word(cell, form.NUMBER)) >= form.LAST_GENERATION:
-            return  # numbers would begin to recur: it stays out of use
-        slab.free.append(cell)
-        self._set_ready(slab)
-        if len(slab.free) == slab.layout.count:
+        if _is_worn(slab, cell):
+            slab.worn += 1
+        else:
+            slab.free.append(cell)
+            self._set_ready(slab)
+        if slab.is_empty:
             self._spare += 1
-            if self._spare * slab.layout.nbytes > self._limit:
+            if slab.worn or self._spare * slab.layout.nbytes > self._limit:
                 self._remove(slab)
 
     def _remove(self, slab: Slab) -> int:
@@ -164,9 +165,13 @@ class Stock:
         with cells.Here.lock:
             member = membership.near(self._store)
             if member is not None and not _busy:
-                with contextlib.suppress(ShmArrayError, OSError):  # what others may still see stays
-                    self.ask(member)
-            return sum(self._remove(slab) for slab in list(self._slabs) if len(slab.free) == slab.layout.count)
+                try:
+                    _busy.append(None)
+                    with contextlib.suppress(ShmArrayError, OSError):  # what others may still see stays
+                        self.ask(member)
+                finally:
+                    _busy.clear()
+            return sum(self._remove(slab) for slab in list(self._slabs) if slab.is_empty)
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -213,15 +218,20 @@ class Stock:
         self._spare = 0
         self._slabs.extend(slab for slab in slabs.made_for(self) if slab not in self._slabs)
         for slab in self._slabs:
-            if len(slab.free) + len(slab.views) + len(slab.pending) < slab.layout.count:
+            if len(slab.free) + slab.worn + len(slab.views) + len(slab.pending) < slab.layout.count:
                 there = {*slab.free, *slab.views, *slab.pending}
-                for cell in range(slab.layout.count):
-                    if cell not in there and slab.word(cell, form.STATE) != form.FREE:
-                        slab.pending.add(cell)
-                    elif cell not in there and form.generation_of(slab.word(cell, form.NUMBER)) < form.LAST_GENERATION:
-                        slab.free.append(cell)
-                        self._set_ready(slab)
-            self._spare += len(slab.free) == slab.layout.count
+                lost = [cell for cell in range(slab.layout.count) if cell not in there]
+                slab.pending.update(cell for cell in lost if slab.word(cell, form.STATE) != form.FREE)
+                lost = [cell for cell in lost if slab.word(cell, form.STATE) == form.FREE]
+                slab.worn = sum(_is_worn(slab, cell) for cell in lost)
+                slab.free.extend(cell for cell in lost if not _is_worn(slab, cell))
+                self._set_ready(slab)
+            self._spare += slab.is_empty
+
+
+def _is_worn(slab: Slab, cell: int) -> bool:
+    """Say whether a cell stays out of use: its numbers would begin to recur."""
+    return form.generation_of(slab.word(cell, form.NUMBER)) >= form.LAST_GENERATION
 
 
 _stocks: dict[tuple[int, int], Stock] = {}
@@ -276,8 +286,8 @@ def allocate(member: Membership, nbytes: int, meta: bytes) -> Fresh | None:
             try:
                 _busy.append(None)
                 seat = cells.current_seat(member)
-                if seat is None:
-                    return None
+                if seat is None or seat.has_crossed():
+                    return None  # what is written into it is not struck out: the cell would not be used again
                 stock = _stocks.get(key)
                 if stock is None:
                     stock = _stocks[key] = Stock(member, key[1])
