@@ -175,6 +175,14 @@ def is_idle(store: int, slab: Slab) -> None:
                 drop(old[0], old[1] << 32)
 
 
+def drop_idle(store: int) -> None:
+    """Keep no slab mapped in which this process looks at nothing, but for those it made. With the lock of `cells` held."""
+    for key in list(_idle):
+        slab = _known.get(key)
+        if key[0] == store and (slab is None or not slab.views):
+            drop(store, key[1] << 32)
+
+
 def made_for(stock: Any) -> list[Slab]:
     """Give the slabs out of which that stock gives, as they were made: it may not know of one yet."""
     return [slab for slab in list(_known.values()) if slab.stock is stock]
