@@ -106,10 +106,15 @@ def current_seat(member: Membership) -> Seat | None:
         seat = member.seat = seats.take(member)
     elif seat.has_crossed() and not seats.is_forking() and (fresh := seats.try_take(member)) is not None:
         # Entered in both, until the old one is let go of; what is dropped meanwhile is struck out in neither.
-        for view in list(_views.values()):
-            if view.member is member:
-                view.offered = True
-                view.slab.bytes[view.slab.layout.seat(fresh.index) + view.cell] = fresh.byte
+        mine = [view for view in list(_views.values()) if view.member is member]
+        for view in mine:
+            view.offered = True
+            view.slab.bytes[view.slab.layout.seat(fresh.index) + view.cell] = fresh.byte
+        fences.fence()
+        for view in mine:
+            # Its maker may have read the new seat's bytes before, and not have asked yet who is alive behind the old one.
+            if view.slab.stock is None and view.slab.word(view.cell, form.ASKED):
+                _wait(view.slab, view.cell)
         seat = member.seat = fresh
     return seat
 
@@ -128,6 +133,9 @@ def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | No
         if view.number == slab.word(cell, form.NUMBER):
             raise blocks.not_found(member, BlockKey(member.key.uid, member.key.store, number, None, None), _GONE)
         # Another thread's, of a handle to what is gone, which it is about to drop: it will strike out nothing of this one.
+    if slab.stock is not None and slab.word(cell, form.ASKED):
+        # In the midst of this thread's own asking, for the lock is held: who looks now is not to wait for the answer, but is one.
+        slab.set_word(cell, form.ASKED, 0)
     nbytes = min(max(slab.word(cell, form.NBYTES), 1), slab.layout.size)
     return enter(member, slab, cell, number, seat, nbytes, offered=offered)
 
@@ -138,9 +146,10 @@ def enter(
     """With the lock held: begin to look at so many bytes of a cell of which this process has no view."""
     root = _frombuffer(slab.segment, _BYTE, nbytes, slab.layout.size * cell)
     # What is registered last is called first: a call into C, which no signal handler's exception can come before.
-    then = _ref(root, settle)
+    then, ident = _ref(root, settle), id(root)
     view = _new(View, root, _append)
-    view.then, view.guard, view.ident = then, None, id(root)
+    # No call from here on: no signal handler finds a view that does not know what it is of.
+    view.then, view.guard, view.ident = then, None, ident
     view.slab, view.cell, view.number, view.member, view.offered = slab, cell, number, member, offered
     # Entered first: a root that ended before and is seen to now, in this thread, then strikes out nothing of this one.
     slab.views[cell] = _views[view.ident] = view
@@ -153,10 +162,15 @@ def enter(
 
 def settle(_: object = None) -> None:
     """See to all roots that have ended, unless another thread is at it or at work on cells: then it does, afterwards. Never waits."""
-    while _ended and not Here.settling and (lock := Here.lock).acquire(blocking=False):
+    lock = Here.lock
+    while _ended and not Here.settling:
         mine: list[weakref.ref[Root]] = []
-        Here.settling = True
+        got: list[bool] = []
         try:
+            got.extend(map(lock.acquire, (False,)))  # one call into C: it says whether the lock is held at each moment
+            if True not in got:
+                return
+            Here.settling = True
             with contextlib.suppress(IndexError):
                 mine.extend(map(_pop, (_ended,)))  # one call into C: it is in one of the two at each moment
             for view in mine:
@@ -166,8 +180,9 @@ def settle(_: object = None) -> None:
             _ended.extend(mine)
             raise
         finally:
-            Here.settling = False
-            lock.release()
+            if True in got:
+                Here.settling = False
+                lock.release()
 
 
 def _dropped(view: View) -> None:
@@ -267,6 +282,13 @@ def offer(view: View) -> BlockKey:
     if words.load(hold, layout.STATE_AT) != layout.OPEN:
         segments.unlink(claim)
         raise member.closed_error()
+    # Its maker may have looked for handles just before this link; at the seats it looks after that. The byte stays until then.
+    if slab.word(view.cell, form.ASKED):
+        try:
+            _wait(slab, view.cell)
+        except BaseException:
+            segments.unlink(claim)
+            raise
     if not is_live(view):
         segments.unlink(claim)
         raise blocks.not_found(member, view.key, "has been deleted")

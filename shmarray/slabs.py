@@ -15,6 +15,7 @@ who looks at what: that stands in the seats (`_format.slab`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import weakref
@@ -26,6 +27,7 @@ from shmarray._format import header as header_form
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._os import flocks, processes, segments
+from shmarray.errors import ArrayExistsError
 
 if TYPE_CHECKING:
     from shmarray._format.handle import BlockKey
@@ -40,12 +42,21 @@ class Slab:
     """One mapped slab. `words` and `bytes` are its data; `views` has, by cell, what this process looks at."""
 
     __slots__ = (
-        *("_records", "bytes", "layout", "number", "path", "segment", "uid", "views", "words"),
-        *("free", "is_ready", "pending", "stock"),
+        *("_records", "bytes", "layout", "maker", "number", "path", "segment", "uid", "views", "words"),
+        *("free", "is_ready", "pending", "stock", "worn"),
     )
 
-    def __init__(self, number: int, path: str, uid: int, places: form.Layout, segment: segments.Segment) -> None:
+    def __init__(
+        self,
+        number: int,
+        path: str,
+        uid: int,
+        places: form.Layout,
+        segment: segments.Segment,
+        maker: processes.Identity,
+    ) -> None:
         """Stand for a mapping."""
+        self.maker = maker
         self.number = number
         self.path = path
         self.uid = uid
@@ -56,10 +67,17 @@ class Slab:
         self.words = self.bytes.cast("Q")
         self.views: dict[int, Any] = {}
         self.stock: Any = None
-        # The maker's: cells that are free; those it has dropped and others may see; whether it is on the stock's list.
+        # The maker's: cells that are free; how many are so no more, for their numbers would recur; those it has dropped and others may see;
+        # whether it is on the stock's list.
         self.free: list[int] = []
+        self.worn = 0
         self.pending: set[int] = set()
         self.is_ready = False
+
+    @property
+    def is_empty(self) -> bool:
+        """To its maker: whether no array is in it."""
+        return len(self.free) + self.worn == self.layout.count
 
     def word(self, cell: int, offset: int) -> int:
         """Read a word of a cell's record."""
@@ -69,13 +87,19 @@ class Slab:
         """Write a word of a cell's record."""
         self.words[(self._records + form.RECORD * cell + offset) >> 3] = value
 
+    def index(self, cell: int, offset: int) -> int:
+        """Tell which of the slab's words that is."""
+        return (self._records + form.RECORD * cell + offset) >> 3
+
     def describe(self, cell: int, words: bytes) -> None:
         """Write what a cell's record says behind number and state, while no array is there."""
         at = self._records + form.RECORD * cell + form.DESCRIBED
         self.bytes[at : at + len(words)] = words
 
     def has_maker(self) -> bool:
-        """Whether the process that made it, or a child that it forked since, is there. Raises `OSError`."""
+        """Whether the process that made it is there, as far as can be known. Raises `OSError`."""
+        if processes.is_provably_gone(self.maker):
+            return False  # a child that it had forked has the mark still
         try:
             fd = segments.open_existing(self.path, write=False)
         except FileNotFoundError:
@@ -92,6 +116,7 @@ class Slab:
 
 _known: dict[tuple[int, int], Slab] = {}
 _idle: dict[tuple[int, int], None] = {}
+_leaving: dict[int, tuple[weakref.ref[segments.Segment], str, int]] = {}
 _members: dict[int, weakref.ref[Membership]] = {}
 
 
@@ -117,7 +142,7 @@ def _left(store: int) -> None:
 
 
 def drop(store: int, number: int) -> None:
-    """Unmap a slab of which nothing is in use here; if nobody else maps it, its file goes. Never raises, never waits."""
+    """Unmap a slab as soon as nothing in it is in use here; if nobody else maps it then, its file goes. Never raises, never waits."""
     slab = _known.pop((store, number >> 32), None)
     _idle.pop((store, number >> 32), None)
     if slab is None:
@@ -125,10 +150,15 @@ def drop(store: int, number: int) -> None:
     stock, slab.stock = slab.stock, None
     if stock is not None:
         stock.forget(slab)
-    if not slab.views:
-        path, uid = slab.path, slab.uid
-        del slab, stock
-        reaper.last_one_out(path, uid)
+    # Asked when the mapping has ended: this may run while the last root is ending, which has it still.
+    watch = weakref.ref(slab.segment, _unmapped)
+    _leaving[id(watch)] = watch, slab.path, slab.uid
+
+
+def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
+    left = _leaving.pop(id(watch), None)
+    if left is not None:
+        reaper.last_one_out(*left[1:])
 
 
 def is_idle(store: int, slab: Slab) -> None:
@@ -145,21 +175,57 @@ def is_idle(store: int, slab: Slab) -> None:
                 drop(old[0], old[1] << 32)
 
 
-def make(member: Membership, size: int, count: int) -> Slab:
+def drop_idle(store: int) -> None:
+    """Keep no slab mapped in which this process looks at nothing, but for those it made. With the lock of `cells` held."""
+    for key in list(_idle):
+        slab = _known.get(key)
+        if key[0] == store and (slab is None or not slab.views):
+            drop(store, key[1] << 32)
+
+
+def made_for(stock: Any) -> list[Slab]:
+    """Give the slabs out of which that stock gives, as they were made: it may not know of one yet."""
+    return [slab for slab in list(_known.values()) if slab.stock is stock]
+
+
+def make(member: Membership, size: int, count: int, stock: Any) -> Slab:
     """Make a slab of `count` cells of `size` bytes, of which this process is the maker. Raises as `drafts.Draft` does."""
+    while True:
+        with contextlib.suppress(ArrayExistsError):  # of that number; then with another one
+            return _made(member, size, count, stock)
+
+
+def _made(member: Membership, size: int, count: int, stock: Any) -> Slab:
     number = form.slab_number(int.from_bytes(os.urandom(4), "little"))
     places = form.Layout(size, count)
     leaf = ["|u1", [places.nbytes], None, 0]
     meta = _write(
-        {"name": None, "leaves": [leaf], "tree": None, "kind": form.KIND, "size": size, "count": count}
+        {
+            "name": None,
+            "leaves": [leaf],
+            "tree": None,
+            "kind": form.KIND,
+            "size": size,
+            "count": count,
+            "namespace": processes.me().namespace,
+        }
     ).encode()
     with drafts.Draft(member, places.nbytes, meta, number=number) as draft:
         flocks.mark(draft.fd, _MAKER_MARK)
         segment = draft.map_unlisted(names.slab(number), segments.SlabSegment)
-        draft.publish(segment)
         path = segment.tag.path
-        segment.tag = None  # which holds the membership: it is to end when nothing in a slab is in use
-    return enter(member, Slab(number, path, member.key.uid, places, segment))
+        slab = Slab(number, path, member.key.uid, places, segment, processes.me())
+        slab.stock = stock
+        try:
+            draft.publish(segment, sole=True)
+            segment.tag = None  # which holds the membership: it is to end when nothing in a slab is in use
+            return enter(member, slab)
+        except ArrayExistsError:
+            raise
+        except BaseException:
+            _known.pop((member.key.store, number >> 32), None)
+            segments.unlink(path)
+            raise
 
 
 def attach(member: Membership, key: BlockKey, claim: str | None) -> Slab:
@@ -191,7 +257,8 @@ def _mapped(member: Membership, key: BlockKey, fd: segments.Descriptor, path: st
     if head.block != form.slab_of(key.block):
         raise blockfiles.corrupt(path, "it is another slab")
     segment = segments.map_shared(fd, info.st_size, kind=segments.SlabSegment)
-    return Slab(head.block, path, member.key.uid, places, segment)
+    maker = processes.Identity(head.pid, head.start, form.namespace_from(head.meta))
+    return Slab(head.block, path, member.key.uid, places, segment, maker)
 
 
 def layout_of(head: header_form.Header, path: str) -> form.Layout:

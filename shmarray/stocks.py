@@ -14,9 +14,13 @@ Must not know: what an array looks like.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
+import itertools
+import operator
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmarray import cells, membership, seats, slabs, warm
 from shmarray._format import names
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
     Place = tuple[Slab, int]
 
+_set_item: Any = operator.setitem
 _FIRST, _LARGEST = 128 << 10, 2 << 20  # bytes of cells in the first slab of a size, and at most
 _FEWEST, _MOST = 4, 2048  # cells in one
 _SPARE, _SPARE_OF_OTHERS = 64 << 20, 8 << 20
@@ -88,7 +93,7 @@ class Stock:
                     self._ready.pop()
                     slab.is_ready = False
                     continue
-                if len(slab.free) == slab.layout.count - 1:
+                if len(slab.free) + slab.worn == slab.layout.count - 1:
                     self._spare -= 1
                 # What a call that was cut short has lost may have been found twice.
                 if slab.views.get(cell) is None and slab.word(cell, form.STATE) == form.FREE:
@@ -105,8 +110,7 @@ class Stock:
     def _grow(self, member: Membership) -> None:
         """Make another slab: as large as all there are, within bounds."""
         count = min(max(_FIRST, self._total() * self._size), _LARGEST) // self._size
-        slab = slabs.make(member, self._size, min(max(count, _FEWEST), _MOST))
-        slab.stock = self
+        slab = slabs.make(member, self._size, min(max(count, _FEWEST), _MOST), self)
         slab.free.extend(range(slab.layout.count - 1, -1, -1))
         self._slabs.append(slab)
         self._spare += 1
@@ -121,6 +125,8 @@ class Stock:
 
     def dropped(self, slab: Slab, cell: int, *, known: bool) -> None:
         """This process has dropped a cell; `known`: others may know it. At any moment; never raises."""
+        if slab.word(cell, form.STATE) == form.FREE:
+            return  # a stale handle led here: it is on the list, or will be found to be missing there
         if known or slab.word(cell, form.PINNED) or slab.word(cell, form.GUARDED):
             slab.pending.add(cell)
         else:
@@ -129,13 +135,14 @@ class Stock:
 
     def _free(self, slab: Slab, cell: int) -> None:
         """Put a cell that nobody sees on the list."""
-        if form.generation_of(slab.word(cell, form.NUMBER)) >= form.LAST_GENERATION:
-            return  # numbers would begin to recur: it stays out of use
-        slab.free.append(cell)
-        self._set_ready(slab)
-        if len(slab.free) == slab.layout.count:
+        if _is_worn(slab, cell):
+            slab.worn += 1
+        else:
+            slab.free.append(cell)
+            self._set_ready(slab)
+        if slab.is_empty:
             self._spare += 1
-            if self._spare * slab.layout.nbytes > self._limit:
+            if slab.worn or self._spare * slab.layout.nbytes > self._limit:
                 self._remove(slab)
 
     def _remove(self, slab: Slab) -> int:
@@ -158,9 +165,13 @@ class Stock:
         with cells.Here.lock:
             member = membership.near(self._store)
             if member is not None and not _busy:
-                with contextlib.suppress(ShmArrayError, OSError):  # what others may still see stays
-                    self.ask(member)
-            return sum(self._remove(slab) for slab in list(self._slabs) if len(slab.free) == slab.layout.count)
+                try:
+                    _busy.append(None)
+                    with contextlib.suppress(ShmArrayError, OSError):  # what others may still see stays
+                        self.ask(member)
+                finally:
+                    _busy.clear()
+            return sum(self._remove(slab) for slab in list(self._slabs) if slab.is_empty)
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -168,12 +179,15 @@ class Stock:
         """Free the pending cells that nobody sees. Raises what asking the kernel raises; then all are pending still."""
         self._given = 0
         self._find_lost()
-        pending = [(slab, cell) for slab in self._slabs for cell in list(slab.pending)]
+        pending = [(slab, cell) for slab in self._slabs for cell in list(slab.pending) if cell not in slab.views]
         seen = _seen(member, pending)
         suspects = [place for place in pending if place not in seen]
         if not suspects:
             return
-        # Known before the first word is written: whatever comes, each is answered.
+        # Known before the first word is written, and one call into C: whatever comes, each is answered.
+        places = [slab.index(cell, form.ASKED) for slab, cell in suspects]
+        words = map(_set_item, [slab.words for slab, _ in suspects], places, itertools.repeat(0))
+        answer: Any = functools.partial(collections.deque, words, 0)
         try:
             for slab, cell in suspects:
                 slab.set_word(cell, form.ASKED, 1)
@@ -183,11 +197,13 @@ class Stock:
             seen = _seen(member, suspects)
             for slab, cell in suspects:
                 lives = slab.word(cell, form.STATE) != form.DELETED  # to what is deleted no handle leads
-                if (slab, cell) not in seen and not (lives and (slab, cell) in handed):
+                if (slab, cell) in seen or (lives and (slab, cell) in handed):
+                    continue
+                # Unless a finalizer of this thread has looked, or asked, in the midst of this: then the answer is an old one.
+                if slab.word(cell, form.ASKED):
                     self._take_back(member, slab, cell)
         finally:
-            for slab, cell in suspects:
-                slab.set_word(cell, form.ASKED, 0)
+            answer()
 
     def _take_back(self, member: Membership, slab: Slab, cell: int) -> None:
         if slab.word(cell, form.GUARDED):
@@ -200,16 +216,22 @@ class Stock:
     def _find_lost(self) -> None:
         """Find the cells that a call lost which an exception of a signal handler cut short."""
         self._spare = 0
+        self._slabs.extend(slab for slab in slabs.made_for(self) if slab not in self._slabs)
         for slab in self._slabs:
-            if len(slab.free) + len(slab.views) + len(slab.pending) < slab.layout.count:
+            if len(slab.free) + slab.worn + len(slab.views) + len(slab.pending) < slab.layout.count:
                 there = {*slab.free, *slab.views, *slab.pending}
-                for cell in range(slab.layout.count):
-                    if cell not in there and slab.word(cell, form.STATE) != form.FREE:
-                        slab.pending.add(cell)
-                    elif cell not in there and form.generation_of(slab.word(cell, form.NUMBER)) < form.LAST_GENERATION:
-                        slab.free.append(cell)
-                        self._set_ready(slab)
-            self._spare += len(slab.free) == slab.layout.count
+                lost = [cell for cell in range(slab.layout.count) if cell not in there]
+                slab.pending.update(cell for cell in lost if slab.word(cell, form.STATE) != form.FREE)
+                lost = [cell for cell in lost if slab.word(cell, form.STATE) == form.FREE]
+                slab.worn = sum(_is_worn(slab, cell) for cell in lost)
+                slab.free.extend(cell for cell in lost if not _is_worn(slab, cell))
+                self._set_ready(slab)
+            self._spare += slab.is_empty
+
+
+def _is_worn(slab: Slab, cell: int) -> bool:
+    """Say whether a cell stays out of use: its numbers would begin to recur."""
+    return form.generation_of(slab.word(cell, form.NUMBER)) >= form.LAST_GENERATION
 
 
 _stocks: dict[tuple[int, int], Stock] = {}
@@ -260,11 +282,12 @@ def allocate(member: Membership, nbytes: int, meta: bytes) -> Fresh | None:
     key = member.key.store, form.size_class(nbytes)
     try:
         with cells.Here.lock:
-            _busy.append(None)
+            depth = len(_busy)
             try:
+                _busy.append(None)
                 seat = cells.current_seat(member)
-                if seat is None:
-                    return None
+                if seat is None or seat.has_crossed():
+                    return None  # what is written into it is not struck out: the cell would not be used again
                 stock = _stocks.get(key)
                 if stock is None:
                     stock = _stocks[key] = Stock(member, key[1])
@@ -272,13 +295,15 @@ def allocate(member: Membership, nbytes: int, meta: bytes) -> Fresh | None:
             except StoreFullError:
                 return None  # a block of its own needs less; if there is no room for that either, it says so
             finally:
-                _busy.pop()
+                del _busy[depth:]
     finally:
         cells.settle()
 
 
 def trim(store: int) -> int:
-    """Give back the slabs of a store in which there is no array; returns how many bytes."""
+    """Give back the slabs of a store in which there is no array; returns how many bytes. Others' that are not in use stay mapped no longer."""
+    with cells.Here.lock:
+        slabs.drop_idle(store)
     return sum(stock.trim() for key, stock in list(_stocks.items()) if key[0] == store)
 
 

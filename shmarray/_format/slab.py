@@ -136,6 +136,12 @@ def layout_from(meta: bytes, nbytes: int) -> Layout:
     return places
 
 
+def namespace_from(meta: bytes) -> int:
+    """Read in which pid namespace the maker is of whom the header tells; 0 if that is not said."""
+    namespace = json.loads(meta).get("namespace")
+    return namespace if type(namespace) is int else 0
+
+
 _RECORD = struct.Struct("<QQQQQQQQ")
 _DESCRIPTION = struct.Struct("<QQQQQQ")
 
