@@ -24,7 +24,7 @@ from shmarray.guardian.keeper import Keeper
 _LOOK = 5.0  # seconds between looks when nothing is reported; reports make it fast, looks make it sure
 _LOOK_BLIND = 0.25  # the same where the kernel has no inotify left to report with
 _REST = 0.05  # seconds between two sweeps at least, and
-_SHARE = 20  # a sweep of t seconds is followed by at least 20 t of rest
+_SHARE = 20  # a sweep that takes t seconds of a processor is followed by at least 20 t of rest
 
 
 class Guard:
@@ -127,16 +127,22 @@ def _watch(guard: Guard, keeper: Keeper, pid: int, start: int) -> None:
             guard.bury()
         else:
             poll.register(death, select.POLLIN)
+    pause = look
     while True:
-        began = time.monotonic()
+        # The processor's time and not the clock's: where others have the processor, or the machine stood still, a short sweep
+        # takes long, and is no reason to leave the next end unseen for twenty times as long.
+        began = time.thread_time()
         if guard.sweep():
             return
         if guard.state() != layout.OPEN:
             keeper.end()  # which may take part in the store, and keeps it no longer
             # Only now, the blocks being gone: a SIGTERM to the whole group is meant for the owner and reaches us too.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        rest = max(_REST, _SHARE * (time.monotonic() - began))
-        reported = {number for number, _ in poll.poll(look * 1000)}
+        rest = max(_REST, _SHARE * (time.thread_time() - began))
+        # The kernel reports just before it ends a lease, and those of one process one after the other: what a report is about
+        # may still be held at the sweep that answers it. So after it come some looks, at growing distance.
+        pause = min(look, max(rest, 2 * pause))
+        reported = {number for number, _ in poll.poll(pause * 1000)}
         if death is None or death not in reported:
             # Reports that come in a burst are answered by one sweep; the owner's death waits for nothing.
             if change not in reported or change is None:
@@ -145,6 +151,7 @@ def _watch(guard: Guard, keeper: Keeper, pid: int, start: int) -> None:
             reported = {number for number, _ in poll.poll(rest * 1000)}
             watches.drain(change)
             poll.register(change, select.POLLIN)
+            pause = 0.0
         if death in reported and death is not None:
             poll.unregister(death)
             guard.bury()

@@ -1,0 +1,58 @@
+"""The guardian on a machine that has much else to do: what it is told of late, or too early, it does all the same."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+
+from shmarray._os import watches
+from tests.faults import cast, deaths, witnesses
+from tests.faults.stage import Stage, files_of
+from tests.helpers.leaks import SHM
+from tests.helpers.processes import wait_until
+
+_SOON = 20.0
+
+
+def test_a_guardian_that_was_held_up_in_its_sweep_does_not_rest_for_the_longer() -> None:
+    """Rest is in proportion to what it worked, not to how long others had the processor: the next death is seen at once."""
+    with Stage() as stage:
+        owner, guest = stage.fork(), stage.fork()
+        blob, store, guardian = owner.do(deaths.open_under_odd_guardian, {}, "held up")
+        guest.do(witnesses.join, blob)
+        its_own = guest.do(cast.block_of_mine)
+        guest.kill()
+        wait_until(lambda: its_own not in files_of(store), _SOON, "it rests")
+        owner.do(witnesses.close)
+        owner.leave()
+        assert stage.status(owner.pid) == 0
+        assert stage.status(guardian) == 0
+        assert stage.said() == ""
+
+
+def test_a_lease_that_ends_after_its_report_is_seen_to_have_ended() -> None:
+    """The kernel reports before it drops the lock, and the locks of one process one after the other: one look is not enough."""
+    with Stage() as stage:
+        owner, guest = stage.fork(), stage.fork()
+        blob, store, guardian = owner.do(deaths.open_under_odd_guardian, {}, "never looks")
+        guest.do(witnesses.join, blob)
+        path = f"{SHM}/shmarray.{os.geteuid()}.{store}.{guest.do(cast.block_of_mine)}"
+        # A lease whose end is not reported: of a description that cannot write.
+        silent = os.open(path, os.O_RDONLY)
+        fcntl.flock(silent, fcntl.LOCK_SH)
+        looks = watches.letting_go(path)
+        assert looks is not None
+        guest.kill()
+        guest.gone()
+        watches.drain(looks)  # its mapping has ended
+        assert select.select([looks], [], [], _SOON)[0], "the guardian was not told"
+        assert os.path.exists(path)
+        os.close(silent)
+        wait_until(lambda: not os.path.exists(path), _SOON, "the guardian does not look again")
+        os.close(looks)
+        owner.do(witnesses.close)
+        owner.leave()
+        assert stage.status(owner.pid) == 0
+        assert stage.status(guardian) == 0
+        assert stage.said() == ""
