@@ -1,4 +1,4 @@
-"""The guardian on a machine that has much else to do: what it is told of late, or too early, it does all the same."""
+"""The guardian on a machine that has much else to do, or nothing left: whatever comes late, or too early, or fails."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import select
 
 from shmarray._os import watches
 from tests.faults import cast, deaths, witnesses
+from tests.faults.plays import watches as watches_its_store
 from tests.faults.stage import Stage, files_of
 from tests.helpers.leaks import SHM
 from tests.helpers.processes import wait_until
@@ -55,4 +56,37 @@ def test_a_lease_that_ends_after_its_report_is_seen_to_have_ended() -> None:
         owner.leave()
         assert stage.status(owner.pid) == 0
         assert stage.status(guardian) == 0
+        assert stage.said() == ""
+
+
+def test_a_guardian_at_rest_ends_when_the_store_does() -> None:
+    """Rest is for bursts of reports; the end of the store is no such report."""
+    with Stage() as stage:
+        owner, guest = stage.fork(), stage.fork()
+        blob, _, guardian = owner.do(deaths.open_under_odd_guardian, {}, "always rests")
+        guest.do(witnesses.join, blob)
+        owner.do(witnesses.meet_guardian)
+        guest.do(witnesses.part)  # is reported
+        owner.do(witnesses.close)
+        assert stage.status(guardian, _SOON) == 0
+        for actor in (owner, guest):
+            actor.leave()
+            assert stage.status(actor.pid) == 0
+        assert stage.said() == ""
+
+
+def test_a_guardian_that_cannot_open_its_door_watches_all_the_same() -> None:
+    """It is of no use for a host then, until it can; the rest of its work needs no door."""
+    with Stage() as stage:
+        owner, guest = stage.fork(), stage.fork()
+        blob, store, guardian = owner.do(deaths.open_under_odd_guardian, {}, "has no door at first")
+        guest.do(witnesses.join, blob)
+        wait_until(lambda: watches_its_store(guardian), _SOON, "it does not watch")
+        guest.do(witnesses.part)  # a look follows
+        owner.do(witnesses.meet_guardian)
+        owner.kill()
+        wait_until(lambda: not files_of(store), _SOON, lambda: f"left: {sorted(files_of(store))}")
+        assert stage.status(guardian) == 0
+        guest.leave()
+        assert stage.status(guest.pid) == 0
         assert stage.said() == ""
