@@ -6,18 +6,24 @@ Must not know: any counter or record of shmarray's own; what it says of itself i
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
+import select
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SHM = "/dev/shm"
 RUN = "SHMARRAY_TEST_RUN"
 """Environment variable that marks the processes which descend from one run of the tests."""
 
 _SCRIPT = "shmarray/guardian/__main__.py"
+_KERNEL_THREAD = 0x200000
 _UNNAMED = re.compile(r"#\d+")  # what the kernel calls a file made without a name, even after it was given one
 _STORE = re.compile(r"shmarray\.\d+\.[0-9a-f]{16}\.")
 _HELPERS = ("from multiprocessing.forkserver import", "from multiprocessing.resource_tracker import")
@@ -53,7 +59,7 @@ def mappings(pid: int | None = None, prefix: str = "shmarray.") -> list[Mapping]
     found = []
     try:
         with open(f"/proc/{pid or 'self'}/maps", encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.readlines()
+            lines = [line for line in file if prefix in line or "#" in line]
     except OSError:  # it ended, or is another user's
         return []
     for line in lines:
@@ -99,17 +105,26 @@ def command_line(pid: int) -> list[str]:
 
 
 def _read(pid: int, name: str) -> bytes:
+    """What the kernel says of a process; nothing if it has ended. Each look reads some hundred of these: by plain calls."""
+    pieces = []
     try:
-        with open(f"/proc/{pid}/{name}", "rb") as file:
-            return file.read()
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
+    try:
+        while piece := os.read(fd, 1 << 16):
+            pieces.append(piece)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+    return b"".join(pieces)
 
 
-def guardians() -> list[Guardian]:
-    """All guardian processes of this machine that have not ended."""
+def guardians(among: Iterable[int] | None = None) -> list[Guardian]:
+    """All guardian processes of this machine that have not ended, or those among some processes."""
     found = []
-    for pid in pids():
+    for pid in pids() if among is None else among:
         words = command_line(pid)
         for position, word in enumerate(words):
             if word.endswith(_SCRIPT):
@@ -118,19 +133,19 @@ def guardians() -> list[Guardian]:
     return found
 
 
-def parents() -> dict[int, int]:
-    """Parent of each process; 0 if it has none here."""
+def parents(*, kernel: bool = True) -> dict[int, int]:
+    """Parent of each process; 0 if it has none here. The kernel's own threads, which are many, may be left out."""
     found = {}
     for pid in pids():
         fields = _read(pid, "stat").rpartition(b")")[2].split()
-        if fields:
+        if fields and (kernel or not int(fields[6]) & _KERNEL_THREAD):
             found[pid] = int(fields[1])
     return found
 
 
-def descendants(pid: int) -> set[int]:
-    """All processes below `pid`, those that ended and were not reaped included."""
-    table = parents()
+def descendants(pid: int, table: dict[int, int] | None = None) -> set[int]:
+    """All processes below `pid`, those that ended and were not reaped included; `table` is that of the parents."""
+    table = parents() if table is None else table
     found: set[int] = set()
     layer = {pid}
     while layer:
@@ -184,8 +199,9 @@ class Look:
     def now(cls) -> Look:
         """Look, after reaping the children of multiprocessing that have ended."""
         multiprocessing.active_children()
-        below = descendants(os.getpid()) - _standing_helpers()
-        watching = {guardian.pid for guardian in guardians() if is_ours(guardian.pid)}
+        table = parents(kernel=False)
+        below = descendants(os.getpid(), table) - _standing_helpers(table)
+        watching = {guardian.pid for guardian in guardians(table) if is_ours(guardian.pid)}
         return cls(
             frozenset(shm_entries()),
             Counter(mappings()),
@@ -206,7 +222,21 @@ class Look:
         return lines
 
 
-def _standing_helpers() -> set[int]:
+def _standing_helpers(table: dict[int, int]) -> set[int]:
     """The two processes that multiprocessing keeps for the whole run; what these start is no helper."""
-    children = [pid for pid, parent in parents().items() if parent == os.getpid()]
+    children = [pid for pid, parent in table.items() if parent == os.getpid()]
     return {pid for pid in children if any(helper in word for word in command_line(pid) for helper in _HELPERS)}
+
+
+def wait_for_an_end(processes: Iterable[int], seconds: float) -> None:
+    """Wait until one of these processes has ended, or so long."""
+    watching = select.poll()
+    with contextlib.ExitStack() as opened:
+        for pid in processes:
+            try:
+                watch = os.pidfd_open(pid)
+            except ProcessLookupError:
+                return
+            opened.callback(os.close, watch)
+            watching.register(watch, select.POLLIN)
+        watching.poll(seconds * 1000)
