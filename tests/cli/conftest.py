@@ -1,0 +1,21 @@
+"""What every test of the command line gets: an interpreter that stands by for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli import places
+from tests.helpers.standby import Standby
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _standby() -> Iterator[None]:
+    """Serve `places.shmarray` for the whole run."""
+    with Standby("shmarray", "shmarray.cli") as places.standby:
+        yield
+    places.standby = None
