@@ -82,7 +82,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session", autouse=True)
 def _standing_helpers() -> None:
-    """Start the fork server and the resource tracker now: multiprocessing keeps them, and their pipes, for the whole run."""
+    """Start the fork server and the resource tracker now: multiprocessing keeps them, and their pipes, for the whole run.
+
+    The fork server has NumPy, which takes most of the start of a process that uses shmarray; that itself comes in each of them.
+    """
+    multiprocessing.set_forkserver_preload(["numpy"])
     forkserver.ensure_running()
 
 

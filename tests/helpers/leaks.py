@@ -23,7 +23,10 @@ RUN = "SHMARRAY_TEST_RUN"
 """Environment variable that marks the processes which descend from one run of the tests."""
 
 _SCRIPT = "shmarray/guardian/__main__.py"
-_KERNEL_THREAD = 0x200000
+_KERNEL_THREAD = 0x200000  # among the flags of a process
+_kernel_threads: set[int] = set()
+"""Those that were seen, and listed at every look since: what they are need not be read again."""
+_PIECE = 1 << 16
 _UNNAMED = re.compile(r"#\d+")  # what the kernel calls a file made without a name, even after it was given one
 _STORE = re.compile(r"shmarray\.\d+\.[0-9a-f]{16}\.")
 _HELPERS = ("from multiprocessing.forkserver import", "from multiprocessing.resource_tracker import")
@@ -105,20 +108,22 @@ def command_line(pid: int) -> list[str]:
 
 
 def _read(pid: int, name: str) -> bytes:
-    """What the kernel says of a process; nothing if it has ended. Each look reads some hundred of these: by plain calls."""
-    pieces = []
+    """What the kernel says of a process; nothing if it has ended. A look reads some hundred of these: by plain calls."""
+    said = b""
     try:
         fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return b""
+        return said
     try:
-        while piece := os.read(fd, 1 << 16):
-            pieces.append(piece)
+        while piece := os.read(fd, _PIECE):
+            said += piece
+            if len(piece) < _PIECE:  # the kernel gives all it has
+                break
     except OSError:
         return b""
     finally:
         os.close(fd)
-    return b"".join(pieces)
+    return said
 
 
 def guardians(among: Iterable[int] | None = None) -> list[Guardian]:
@@ -133,12 +138,18 @@ def guardians(among: Iterable[int] | None = None) -> list[Guardian]:
     return found
 
 
-def parents(*, kernel: bool = True) -> dict[int, int]:
-    """Parent of each process; 0 if it has none here. The kernel's own threads, which are many, may be left out."""
+def parents() -> dict[int, int]:
+    """Parent of each process; 0 if it has none here. The kernel's own threads, which are many, are left out."""
     found = {}
-    for pid in pids():
+    listed = pids()
+    _kernel_threads.intersection_update(listed)
+    for pid in listed:
+        if pid in _kernel_threads:
+            continue
         fields = _read(pid, "stat").rpartition(b")")[2].split()
-        if fields and (kernel or not int(fields[6]) & _KERNEL_THREAD):
+        if fields and int(fields[6]) & _KERNEL_THREAD:
+            _kernel_threads.add(pid)
+        elif fields:
             found[pid] = int(fields[1])
     return found
 
@@ -154,7 +165,7 @@ def descendants(pid: int, table: dict[int, int] | None = None) -> set[int]:
     return found
 
 
-def is_ours(pid: int) -> bool:
+def is_ours(pid: int, table: dict[int, int] | None = None) -> bool:
     """Say whether a process belongs to this run of the tests: below it, in its process group, or marked by it."""
     mark = os.environ.get(RUN)
     if mark and f"{RUN}={mark}".encode() in _read(pid, "environ").split(b"\0"):
@@ -164,7 +175,7 @@ def is_ours(pid: int) -> bool:
             return True
     except ProcessLookupError:
         return False
-    return pid == os.getpid() or pid in descendants(os.getpid())
+    return pid == os.getpid() or pid in descendants(os.getpid(), table)
 
 
 def foreign_stores(entries: set[str], directory: str = SHM) -> set[str]:
@@ -199,9 +210,9 @@ class Look:
     def now(cls) -> Look:
         """Look, after reaping the children of multiprocessing that have ended."""
         multiprocessing.active_children()
-        table = parents(kernel=False)
+        table = parents()
         below = descendants(os.getpid(), table) - _standing_helpers(table)
-        watching = {guardian.pid for guardian in guardians(table) if is_ours(guardian.pid)}
+        watching = {guardian.pid for guardian in guardians(table) if is_ours(guardian.pid, table)}
         return cls(
             frozenset(shm_entries()),
             Counter(mappings()),
