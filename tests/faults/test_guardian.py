@@ -90,3 +90,22 @@ def test_a_guardian_that_cannot_open_its_door_watches_all_the_same() -> None:
         guest.leave()
         assert stage.status(guest.pid) == 0
         assert stage.said() == ""
+
+
+def test_nothing_that_is_promised_waits_for_a_look() -> None:
+    """The owner's death, and the end of the last who takes part, are told: a guardian that never looks unasked is as soon as any."""
+    with Stage() as stage:
+        owner, first, second = (stage.fork() for _ in range(3))
+        blob, store, guardian = owner.do(deaths.open_under_odd_guardian, {}, "never looks")
+        for guest in (first, second):
+            guest.do(witnesses.join, blob)
+        owner.kill()
+        wait_until(lambda: files_of(store) <= {"ctl"}, _SOON, lambda: f"left: {sorted(files_of(store))}")
+        assert first.do(witnesses.work_is_refused)
+        first.leave()
+        first.gone()
+        assert files_of(store) == {"ctl"}
+        second.kill()
+        wait_until(lambda: not files_of(store), _SOON, "the control file stays")
+        assert stage.status(guardian) == 0
+        assert stage.said() == ""
