@@ -82,7 +82,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session", autouse=True)
 def _standing_helpers() -> None:
-    """Start the fork server and the resource tracker now: multiprocessing keeps them, and their pipes, for the whole run."""
+    """Start the fork server and the resource tracker now: multiprocessing keeps them, and their pipes, for the whole run.
+
+    The fork server has NumPy, which takes most of the start of a process that uses shmarray; that itself comes in each of them.
+    """
+    multiprocessing.set_forkserver_preload(["numpy"])
     forkserver.ensure_running()
 
 
@@ -95,16 +99,26 @@ def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
         Child.end_all()
         return
     left: list[str] = []
+    running: set[int] = set()
     request.node.funcargs.clear()  # pytest keeps what fixtures gave, arrays too, until the test is over for good
 
     def clean() -> bool:
-        left[:] = leaks.Look.now().leaked_since(before)
+        now = leaks.Look.now()
+        left[:] = now.leaked_since(before)
+        running.clear()
+        running.update(now.processes - before.processes)
         return not left
 
     if clean():  # the collector, which takes most of the time of a short test, is not needed
         return
     gc.collect()
-    wait_until(clean, _DEADLINE, lambda: "the test left behind:\n  " + "\n  ".join(left))
+    # Most often a guardian is just ending: its end is an event, and a look costs more than the rest of a short test.
+    wait_until(
+        clean,
+        _DEADLINE,
+        lambda: "the test left behind:\n  " + "\n  ".join(left),
+        lambda pause: leaks.wait_for_an_end(running, 0.05 if running else pause),
+    )
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ _LATE = frozenset(
         *("hashlib", "multiprocessing", "multiprocessing.util", "multiprocessing.reduction", "subprocess"),
         *("shmarray.managed", "shmarray.memory", "shmarray.queues", "shmarray.sync", "shmarray.values"),
         *("asyncio", "shmarray.channels"),
+        "shmarray.guardian.server",
         *("shmarray.loading", "shmarray.rawdata", "shmarray.saving"),
     }
 )

@@ -17,6 +17,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _IN_ATTRIB = 0x4
 _IN_CLOSE_WRITE = 0x8
 _IN_DELETE_SELF = 0x400
+_LINKS = _IN_ATTRIB | _IN_DELETE_SELF
 _IN_CLOEXEC = os.O_CLOEXEC
 _IN_NONBLOCK = os.O_NONBLOCK
 
@@ -45,10 +46,18 @@ def letting_go(path: str) -> int | None:
     fd = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
     if fd < 0:
         return None
-    if _libc.inotify_add_watch(fd, os.fsencode(path), _IN_CLOSE_WRITE | _IN_ATTRIB | _IN_DELETE_SELF) < 0:
+    if _libc.inotify_add_watch(fd, os.fsencode(path), _IN_CLOSE_WRITE | _LINKS) < 0:
         os.close(fd)
         return None
     return int(fd)
+
+
+def narrow(fd: int, file: int, *, to_links: bool) -> None:
+    """Have `fd`, which watches that open file, report only removed links from now on; or again all that it did at first."""
+    # By the descriptor, for the file may have no name any more. Where that fails all is reported as before, which wakes up
+    # the caller more often.
+    path = b"/proc/self/fd/%d" % file
+    _libc.inotify_add_watch(fd, path, _LINKS if to_links else _IN_CLOSE_WRITE | _LINKS)
 
 
 def drain(fd: int) -> None:

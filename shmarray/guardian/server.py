@@ -12,11 +12,12 @@ import threading
 from multiprocessing.managers import Server
 from typing import TYPE_CHECKING, Any
 
+from shmarray.guardian.keeper import Keeper
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Listener
 
     from shmarray._format.names import StoreKey
-    from shmarray.guardian.keeper import Keeper
 
 
 class GuardianServer(Server):
@@ -41,3 +42,18 @@ class GuardianServer(Server):
 def address(key: StoreKey) -> str:
     """Address of the guardian of a store, in the abstract socket namespace."""
     return f"\0shmarray.{key.uid}.{key.store:016x}"
+
+
+class Door:
+    """The server, with the keeper of the host behind it."""
+
+    def __init__(self, key: StoreKey, secret: str) -> None:
+        """Serve those who know the store's secret."""
+        self.keeper = Keeper(secret)
+        self._server = GuardianServer(address(key), bytes.fromhex(secret), self.keeper)
+
+    def close(self) -> None:
+        """End the host, wait for its end, and let nobody in any more."""
+        self.keeper.end()
+        self.keeper.join()
+        self._server.listener.close()

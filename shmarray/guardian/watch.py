@@ -2,6 +2,7 @@
 
 Owns: the guardian's one loop. It is told by the kernel: of the owner's death by a pidfd, of every participant's by the end of
 its lease on the control file. It looks as well from time to time, but what it removes it removes on proof (`reaper`).
+The door for those who want a host is opened when it watches already.
 Must not know: arrays, what a host serves.
 
 It takes no part in the store itself: it holds no lease, so its own life keeps nothing alive.
@@ -9,22 +10,22 @@ It takes no part in the store itself: it holds no lease, so its own life keeps n
 
 from __future__ import annotations
 
+import contextlib
 import select
 import signal
 import time
+from typing import Any
 
 from shmarray import reaper
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format.header import DamagedError
-from shmarray._os import flocks, segments, watches, words
-from shmarray.guardian import server
-from shmarray.guardian.keeper import Keeper
+from shmarray._os import flocks, late, segments, watches, words
 
 _LOOK = 5.0  # seconds between looks when nothing is reported; reports make it fast, looks make it sure
 _LOOK_BLIND = 0.25  # the same where the kernel has no inotify left to report with
 _REST = 0.05  # seconds between two sweeps at least, and
-_SHARE = 20  # a sweep of t seconds is followed by at least 20 t of rest
+_SHARE = 20  # a sweep that takes t seconds of a processor is followed by at least 20 t of rest
 
 
 class Guard:
@@ -38,10 +39,27 @@ class Guard:
         self.control = control
         self.key = names.StoreKey(uid, control.store)
         self.memory = segments.map_shared(fd, layout.SIZE)
+        self.door: Any = None
 
     def state(self) -> int:
         """How the store stands."""
         return words.load(self.memory, layout.STATE_AT)
+
+    def has_ended(self) -> bool:
+        """Whether the store is closed or dead, and its control file gone: an open store goes on without, were it removed by hand."""
+        return self.state() != layout.OPEN and segments.status(self.fd).st_nlink == 0
+
+    def open_door(self) -> None:
+        """Serve those who want a host. Only once it watches: this takes as long as all that a guardian does before."""
+        if self.door is None:
+            # With no descriptor or thread to be had there is no door for now, and the watch goes on; the next look tries again.
+            with contextlib.suppress(OSError, RuntimeError):
+                self.door = late.load("shmarray.guardian.server").Door(self.key, self.control.key)
+
+    def shut_door(self) -> None:
+        """End the host, which may take part in the store, and keeps it no longer."""
+        if self.door is not None:
+            self.door.keeper.end()
 
     def bury(self) -> None:
         """After the owner's death: no more arrays; every name goes, also that of the store."""
@@ -101,18 +119,12 @@ def main(path: str, uid: int, pid: int, start: int) -> None:
         return
     guard = Guard(path, uid, fd, control)
     flocks.mark(fd, layout.GUARDIAN_MARK)
-    keeper = Keeper(control.key)
-    door = None
-    if guard.state() == layout.OPEN:
-        door = server.GuardianServer(server.address(guard.key), bytes.fromhex(control.key), keeper)
-    _watch(guard, keeper, pid, start)
-    keeper.end()
-    keeper.join()
-    if door is not None:
-        door.listener.close()
+    _watch(guard, pid, start)
+    if guard.door is not None:
+        guard.door.close()
 
 
-def _watch(guard: Guard, keeper: Keeper, pid: int, start: int) -> None:
+def _watch(guard: Guard, pid: int, start: int) -> None:
     poll = select.poll()
     change = watches.letting_go(guard.path)
     if change is not None:
@@ -127,24 +139,39 @@ def _watch(guard: Guard, keeper: Keeper, pid: int, start: int) -> None:
             guard.bury()
         else:
             poll.register(death, select.POLLIN)
+    pause = look
     while True:
-        began = time.monotonic()
+        # The processor's time and not the clock's: where others have the processor, or the machine stood still, a short sweep
+        # takes long, and is no reason to leave the next end unseen for twenty times as long.
+        began = time.thread_time()
         if guard.sweep():
             return
-        if guard.state() != layout.OPEN:
-            keeper.end()  # which may take part in the store, and keeps it no longer
+        rest = max(_REST, _SHARE * (time.thread_time() - began))
+        if guard.state() == layout.OPEN:
+            guard.open_door()
+        else:
+            guard.shut_door()
             # Only now, the blocks being gone: a SIGTERM to the whole group is meant for the owner and reaches us too.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        rest = max(_REST, _SHARE * (time.monotonic() - began))
-        reported = {number for number, _ in poll.poll(look * 1000)}
+        # The kernel reports just before it ends a lease, and those of one process one after the other: what a report is about
+        # may still be held at the sweep that answers it. So after it come some looks, at growing distance.
+        pause = min(look, max(rest, 2 * pause))
+        reported = {number for number, _ in poll.poll(pause * 1000)}
         if death is None or death not in reported:
-            # Reports that come in a burst are answered by one sweep; the owner's death waits for nothing.
             if change not in reported or change is None:
                 continue
-            poll.unregister(change)
-            reported = {number for number, _ in poll.poll(rest * 1000)}
-            watches.drain(change)
-            poll.register(change, select.POLLIN)
+            reported = _rest(guard, poll, change, rest)
+            pause = 0.0
         if death in reported and death is not None:
             poll.unregister(death)
             guard.bury()
+
+
+def _rest(guard: Guard, poll: select.poll, change: int, seconds: float) -> set[int]:
+    """Let a burst of reports be answered by one sweep; the end of the owner or of the store waits for nothing."""
+    watches.narrow(change, guard.fd.fileno(), to_links=True)
+    watches.drain(change)
+    reported = set() if guard.has_ended() else {number for number, _ in poll.poll(seconds * 1000)}
+    watches.drain(change)
+    watches.narrow(change, guard.fd.fileno(), to_links=False)
+    return reported

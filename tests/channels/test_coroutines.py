@@ -384,6 +384,8 @@ def test_a_forked_child_waits_for_itself(store: sa.Store) -> None:
             return int((await taking)[0])
 
         found.put(run(take))
+        # The thread counts itself out when it has told the coroutine; who ends before that stays counted until someone looks for the dead.
+        wait_until(lambda: channel.stats().waiting_to_receive == 0, 20)
 
     found, told = store.Queue(), store.Event()
 

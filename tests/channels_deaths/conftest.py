@@ -37,4 +37,4 @@ def either_store(request: pytest.FixtureRequest) -> Iterator[sa.Store]:
 @pytest.fixture
 def step(request: pytest.FixtureRequest) -> int:
     """At every how many-th line to die."""
-    return 1 if request.config.getoption("--deep") else 13
+    return 1 if request.config.getoption("--deep") else 26

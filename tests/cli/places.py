@@ -24,6 +24,8 @@ from tests.helpers.processes import Child, Finished, is_running, kill_and_reap, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from tests.helpers.standby import Standby
+
 UID = os.geteuid()
 IS_ROOT = UID == 0
 NOBODY = 65534
@@ -91,9 +93,16 @@ def _has_namespaces() -> bool:
 needs_namespaces = pytest.mark.skipif(not IS_ROOT or not _has_namespaces(), reason="needs namespaces of its own")
 
 
-def shmarray(*args: str, env: Mapping[str, str] | None = None, timeout: float = 30) -> Finished:
-    """Run `python -m shmarray` with these arguments."""
-    return run_command([sys.executable, "-m", "shmarray", *args], env={**WHOLE, **(env or {})}, timeout=timeout)
+standby: Standby | None = None
+"""Where the command is run without the start of an interpreter."""
+
+
+def shmarray(*args: str, env: Mapping[str, str] | None = None, timeout: float = 30, fresh: bool = False) -> Finished:
+    """Run `python -m shmarray` with these arguments; in a `fresh` interpreter, as a person does, where the start is a part of it."""
+    env = {**WHOLE, **(env or {})}
+    if fresh or standby is None or any(name.startswith("PYTHON") for name in env):
+        return run_command([sys.executable, "-m", "shmarray", *args], env=env, timeout=timeout)
+    return standby.run(*args, env=env, timeout=timeout)
 
 
 def facts(*args: str, returncode: int = 0) -> Any:

@@ -38,14 +38,14 @@ def many() -> Iterator[sa.Store]:
 @pytest.mark.core
 def test_without_arguments_there_is_help_and_an_exit_code_of_2() -> None:
     """Help goes to standard output and names every command and exit code."""
-    text = shmarray().expect(2)
+    text = shmarray(fresh=True).expect(2)
     for word in ("usage:", "ls", "top", "gc", "doctor", "demo", "--version", "exit codes:"):
         assert word in text
 
 
 def test_help_and_version_end_well() -> None:
     """`--help` of all and of each command, and `--version`, end with 0."""
-    assert shmarray("--version").expect() == f"shmarray {sa.__version__}\n"
+    assert shmarray("--version", fresh=True).expect() == f"shmarray {sa.__version__}\n"
     for command in ((), ("ls",), ("top",), ("gc",), ("doctor",), ("demo",)):
         assert "usage: python -m shmarray" in shmarray(*command, "--help").expect()
 
@@ -81,7 +81,7 @@ def test_wrong_arguments_end_with_2_and_a_sentence(arguments: tuple[str, ...]) -
 def test_demo_gets_its_own_arguments() -> None:
     """What follows `demo` is the demo's: its own help, its own complaints."""
     assert "--tiles" in shmarray("demo", "--help").expect()
-    found = shmarray("demo", "--nonsense")
+    found = shmarray("demo", "--nonsense", fresh=True)
     assert found.returncode == 2
     assert "--nonsense" in found.stderr
 

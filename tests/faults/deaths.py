@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import shmarray as sa
 from shmarray.guardian import launch
-from tests.faults import traced_guardian
+from tests.faults import odd_guardian, traced_guardian
 from tests.faults.operations import GUARDED, LOOKING, OPERATIONS
 from tests.faults.stage import World
 from tests.faults.witnesses import come, open_store, whole
@@ -166,14 +166,24 @@ def die_closing(world: World, n: int, every: bool) -> None:  # noqa: FBT001  sen
 
 def open_under_traced_guardian(world: World, options: dict[str, Any], n: int, function: str) -> tuple[bytes, str, int]:
     """Open a store whose guardian dies at its n-th line, counted from the first call of `function`."""
+    return _open_under(world, options, traced_guardian.__file__, str(n), function)
+
+
+def open_under_odd_guardian(world: World, options: dict[str, Any], twist: str) -> tuple[bytes, str, int]:
+    """Open a store whose guardian runs with that twist (`odd_guardian`)."""
+    return _open_under(world, options, odd_guardian.__file__, twist)
+
+
+def _open_under(world: World, options: dict[str, Any], *before: str) -> tuple[bytes, str, int]:
+    """Open a store whose guardian's script is run by another, which has these words before it."""
     usual = launch.command
 
-    def traced(member: Membership) -> list[str]:
+    def changed(member: Membership) -> list[str]:
         words = usual(member)
         script = next(position for position, word in enumerate(words) if word.endswith("__main__.py"))
-        return [*words[:script], traced_guardian.__file__, str(n), function, *words[script:]]
+        return [*words[:script], *before, *words[script:]]
 
-    launch.command = traced
+    launch.command = changed
     try:
         return open_store(world, options)
     finally:

@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import types
+from concurrent import futures
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
@@ -89,17 +90,25 @@ def _is_of_semaphores(filename: str) -> bool:
 def test_no_permit_is_lost_or_made_by_a_death_at_any_line() -> None:
     """A process is killed before each line of acquire and release: both permits are there for others, and no third."""
     with sa.Store() as store:
-        semaphore = store.Semaphore(2)
 
-        def use() -> None:
+        def use(semaphore: Any) -> None:
             semaphore.acquire()
             semaphore.release()
 
-        for line in range(1, tracing.count_events(use, _is_of_semaphores) + 1):
-            assert _in_child(functools.partial(_use_and_die, use, line)) == -signal.SIGKILL, line
+        count = tracing.count_events(functools.partial(use, store.Semaphore(2)), _is_of_semaphores)
+        semaphores = {line: store.Semaphore(2) for line in range(1, count + 1)}
+        for line, semaphore in semaphores.items():
+            die = functools.partial(_use_and_die, functools.partial(use, semaphore), line)
+            assert _in_child(die) == -signal.SIGKILL, line
+
+        def look(line: int) -> None:
+            semaphore = semaphores[line]
             assert [semaphore.acquire(timeout=5) for _ in range(2)] == [True, True], line
             assert not semaphore.acquire(timeout=0.06), line
-            semaphore.release(2)
+
+        # All wait at once: for the dead each has to, and for a permit that must not be there.
+        with futures.ThreadPoolExecutor(count) as threads:
+            list(threads.map(look, semaphores))
 
 
 def _use_and_die(use: Callable[[], None], line: int) -> None:

@@ -6,18 +6,27 @@ Must not know: any counter or record of shmarray's own; what it says of itself i
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
+import select
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SHM = "/dev/shm"
 RUN = "SHMARRAY_TEST_RUN"
 """Environment variable that marks the processes which descend from one run of the tests."""
 
 _SCRIPT = "shmarray/guardian/__main__.py"
+_KERNEL_THREAD = 0x200000  # among the flags of a process
+_kernel_threads: set[int] = set()
+"""Those that were seen, and listed at every look since: what they are need not be read again."""
+_PIECE = 1 << 16
 _UNNAMED = re.compile(r"#\d+")  # what the kernel calls a file made without a name, even after it was given one
 _STORE = re.compile(r"shmarray\.\d+\.[0-9a-f]{16}\.")
 _HELPERS = ("from multiprocessing.forkserver import", "from multiprocessing.resource_tracker import")
@@ -53,7 +62,7 @@ def mappings(pid: int | None = None, prefix: str = "shmarray.") -> list[Mapping]
     found = []
     try:
         with open(f"/proc/{pid or 'self'}/maps", encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.readlines()
+            lines = [line for line in file if prefix in line or "#" in line]
     except OSError:  # it ended, or is another user's
         return []
     for line in lines:
@@ -99,17 +108,28 @@ def command_line(pid: int) -> list[str]:
 
 
 def _read(pid: int, name: str) -> bytes:
+    """What the kernel says of a process; nothing if it has ended. A look reads some hundred of these: by plain calls."""
+    said = b""
     try:
-        with open(f"/proc/{pid}/{name}", "rb") as file:
-            return file.read()
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return said
+    try:
+        while piece := os.read(fd, _PIECE):
+            said += piece
+            if len(piece) < _PIECE:  # the kernel gives all it has
+                break
     except OSError:
         return b""
+    finally:
+        os.close(fd)
+    return said
 
 
-def guardians() -> list[Guardian]:
-    """All guardian processes of this machine that have not ended."""
+def guardians(among: Iterable[int] | None = None) -> list[Guardian]:
+    """All guardian processes of this machine that have not ended, or those among some processes."""
     found = []
-    for pid in pids():
+    for pid in pids() if among is None else among:
         words = command_line(pid)
         for position, word in enumerate(words):
             if word.endswith(_SCRIPT):
@@ -119,18 +139,24 @@ def guardians() -> list[Guardian]:
 
 
 def parents() -> dict[int, int]:
-    """Parent of each process; 0 if it has none here."""
+    """Parent of each process; 0 if it has none here. The kernel's own threads, which are many, are left out."""
     found = {}
-    for pid in pids():
+    listed = pids()
+    _kernel_threads.intersection_update(listed)
+    for pid in listed:
+        if pid in _kernel_threads:
+            continue
         fields = _read(pid, "stat").rpartition(b")")[2].split()
-        if fields:
+        if fields and int(fields[6]) & _KERNEL_THREAD:
+            _kernel_threads.add(pid)
+        elif fields:
             found[pid] = int(fields[1])
     return found
 
 
-def descendants(pid: int) -> set[int]:
-    """All processes below `pid`, those that ended and were not reaped included."""
-    table = parents()
+def descendants(pid: int, table: dict[int, int] | None = None) -> set[int]:
+    """All processes below `pid`, those that ended and were not reaped included; `table` is that of the parents."""
+    table = parents() if table is None else table
     found: set[int] = set()
     layer = {pid}
     while layer:
@@ -139,7 +165,7 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def is_ours(pid: int) -> bool:
+def is_ours(pid: int, table: dict[int, int] | None = None) -> bool:
     """Say whether a process belongs to this run of the tests: below it, in its process group, or marked by it."""
     mark = os.environ.get(RUN)
     if mark and f"{RUN}={mark}".encode() in _read(pid, "environ").split(b"\0"):
@@ -149,7 +175,7 @@ def is_ours(pid: int) -> bool:
             return True
     except ProcessLookupError:
         return False
-    return pid == os.getpid() or pid in descendants(os.getpid())
+    return pid == os.getpid() or pid in descendants(os.getpid(), table)
 
 
 def foreign_stores(entries: set[str], directory: str = SHM) -> set[str]:
@@ -184,8 +210,9 @@ class Look:
     def now(cls) -> Look:
         """Look, after reaping the children of multiprocessing that have ended."""
         multiprocessing.active_children()
-        below = descendants(os.getpid()) - _standing_helpers()
-        watching = {guardian.pid for guardian in guardians() if is_ours(guardian.pid)}
+        table = parents()
+        below = descendants(os.getpid(), table) - _standing_helpers(table)
+        watching = {guardian.pid for guardian in guardians(table) if is_ours(guardian.pid, table)}
         return cls(
             frozenset(shm_entries()),
             Counter(mappings()),
@@ -206,7 +233,21 @@ class Look:
         return lines
 
 
-def _standing_helpers() -> set[int]:
+def _standing_helpers(table: dict[int, int]) -> set[int]:
     """The two processes that multiprocessing keeps for the whole run; what these start is no helper."""
-    children = [pid for pid, parent in parents().items() if parent == os.getpid()]
+    children = [pid for pid, parent in table.items() if parent == os.getpid()]
     return {pid for pid in children if any(helper in word for word in command_line(pid) for helper in _HELPERS)}
+
+
+def wait_for_an_end(processes: Iterable[int], seconds: float) -> None:
+    """Wait until one of these processes has ended, or so long."""
+    watching = select.poll()
+    with contextlib.ExitStack() as opened:
+        for pid in processes:
+            try:
+                watch = os.pidfd_open(pid)
+            except ProcessLookupError:
+                return
+            opened.callback(os.close, watch)
+            watching.register(watch, select.POLLIN)
+        watching.poll(seconds * 1000)

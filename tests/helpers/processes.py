@@ -297,15 +297,21 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until(
-    predicate: Callable[[], Result], timeout: float = 10, message: str | Callable[[], str] = "it did not become true"
+    predicate: Callable[[], Result],
+    timeout: float = 10,
+    message: str | Callable[[], str] = "it did not become true",
+    pause_by: Callable[[float], object] = time.sleep,
 ) -> Result:
-    """Poll until `predicate` gives something true and return that; fails with `message` after `timeout` seconds."""
+    """Poll until `predicate` gives something true and return that; fails with `message` after `timeout` seconds.
+
+    Between two looks `pause_by` is called with the seconds it may take at most: it may wait for an event for so long.
+    """
     deadline = time.monotonic() + timeout
     pause = 0.001
     while not (result := predicate()):
         if time.monotonic() > deadline:
             text = message if isinstance(message, str) else message()
             raise AssertionError(f"{text} (waited {timeout:g} s)")
-        time.sleep(pause)
-        pause = min(pause * 2, 0.05)
+        pause_by(pause)
+        pause = min(pause * 2, 0.02)
     return result

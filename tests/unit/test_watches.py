@@ -152,6 +152,24 @@ def test_a_removed_link_is_told(path: str) -> None:
     os.close(fd)
 
 
+def test_only_removed_links_are_told_for_as_long_as_is_wished(path: str) -> None:
+    """Letting go is not, then, and is again after; also of a file that has lost its last name, which is known by a descriptor."""
+    fd = watches.letting_go(path)
+    assert fd is not None
+    file = segments.open_existing(path)
+    watches.narrow(fd, file.fileno(), to_links=True)
+    segments.open_existing(path).close()
+    assert not _told(fd, 0)
+    os.unlink(path)
+    assert _told(fd, 20)
+    watches.drain(fd)
+    watches.narrow(fd, file.fileno(), to_links=False)
+    os.close(os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDWR))
+    assert _told(fd, 20)
+    file.close()
+    os.close(fd)
+
+
 def test_a_file_that_is_not_there_cannot_be_watched(path: str) -> None:
     """None, and no descriptor stays open."""
     assert watches.letting_go(path + ".absent") is None
