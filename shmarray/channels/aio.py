@@ -218,8 +218,8 @@ async def get(channel: Lender, side: Side | None) -> Any:
             await _until_item(channel, seen)
 
 
-async def frames(source: Source) -> AsyncIterator[Any]:
-    """Receive until the end of the stream; each slot goes back at the next step."""
+async def steps(source: Source, *, whole: bool) -> AsyncIterator[Any]:
+    """Receive until the end of the stream: arrays, or the `whole` items; each slot goes back at the next step."""
     while True:
         received = source.areceive()
         try:
@@ -227,6 +227,6 @@ async def frames(source: Source) -> AsyncIterator[Any]:
         except ChannelClosedError:
             return
         try:
-            yield frame
+            yield received.item if whole else frame
         finally:
             await received.__aexit__(None, None, None)

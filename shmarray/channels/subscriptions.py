@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from shmarray import objects, shields
 from shmarray._os import processes
 from shmarray.channels import aio
-from shmarray.channels.loans import Receipt, frames
+from shmarray.channels.loans import Receipt, steps
 from shmarray.channels.sides import SubscriptionSide
 from shmarray.errors import StoreFullError
 
@@ -165,11 +165,19 @@ class Subscription:
 
     def __iter__(self) -> Iterator[Any]:
         """Go through the items until the producers have closed the channel; each slot goes back at the next step."""
-        return frames(self)
+        return steps(self, whole=False)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         """Go through the items in a coroutine."""
-        return aio.frames(self)
+        return aio.steps(self, whole=False)
+
+    def items(self) -> Iterator[Receipt]:
+        """Go through the items as `receive` gives them: each has `frame`, `sequence`, `time`, `meta`, `missed`. Else as iterating."""
+        return steps(self, whole=True)
+
+    def aitems(self) -> AsyncIterator[Receipt]:
+        """`items`, in a coroutine: `async for item in ...aitems()`."""
+        return aio.steps(self, whole=True)
 
     def close(self) -> None:
         """Unsubscribe. May be repeated."""
