@@ -186,12 +186,16 @@ class Receipt:
     def _return(self) -> None:
         got, short = self._got, self._short
         if got and (short is None or not short.give_back(got)):
-            self._channel._flow.give_back(self._side or self._channel._consuming(None), got)
+            self._channel._flow.give_back(self._taker(), got)
 
     def _leave(self) -> None:
         """Leave an item that nobody has seen to the next."""
         if self._got:
-            self._channel._flow.untake(self._side or self._channel._consuming(None), self._got)
+            self._channel._flow.untake(self._taker(), self._got)
+
+    def _taker(self) -> Side:
+        """Give the side by which it was taken: of a queue the channel's, which may be closed by now."""
+        return self._side or self._channel._side or self._channel._consuming(None)
 
 
 def _only_once(got: list[int]) -> None:

@@ -69,8 +69,8 @@ class Seat:
                 flow.with_both(flow.slots.subscribers.join, me, joined, deadline=deadline)
             return cls(channel, *joined, travels=travels)
         except BaseException:
-            if joined:
-                flow.with_both(flow.slots.subscribers.leave, *joined[:2])
+            if joined and not flow.both_briefly(flow.slots.subscribers.leave, *joined[:2]):
+                flow.slots.subscribers.leave_alone(*joined[:2])
             raise
 
     def send(self) -> None:
@@ -79,13 +79,15 @@ class Seat:
 
     def close(self) -> None:
         """End the subscription. May be repeated."""
-        self._flow.with_both(self._leave)
+        if not self._flow.both_briefly(self._leave):
+            self._flow.slots.subscribers.leave_alone(*self.side.key)
         self._finalizer.detach()
         self._flow.wake_all()
 
-    def _leave(self) -> None:
-        self._flow.slots.subscribers.leave(*self.side.key)
+    def _leave(self) -> bool:
+        left = self._flow.slots.subscribers.leave(*self.side.key)
         self._flow.count_anew()  # another process, by which it was waited and which has died, is known to nobody any more
+        return left
 
 
 class Subscription:
