@@ -85,6 +85,7 @@ class Flow(Waits):
                 if self.within(self.slots.put_latch, deadline, self._try_claim, work, ticket, deadline):
                     return True
                 if self._policy == form.DROP_NEW:
+                    self.look_now_and_then()  # else what the dead have would be reason to drop for ever
                     return False
                 if not ticket[0]:
                     self.look_now_and_then()
