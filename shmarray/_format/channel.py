@@ -45,8 +45,8 @@ PIDS, PRODUCERS, CONSUMERS = 216, 216 + control.SLOTS, 216 + 2 * control.SLOTS
 UNDONE, SUBSCRIBERS = 216 + 3 * control.SLOTS, 216 + 4 * control.SLOTS
 MOST_SUBSCRIBERS = 64
 OWNER, CURSOR, HELD, MISSED, SEEN, TOKEN, CLOSING = range(7)
-"""Words of a subscriber: process, next item, slot it holds plus one, items it missed, items it had, which subscription it is, and whether
-it was closed with an item in hand."""
+"""Words of a subscriber: process, next item, slot it holds plus one (below zero: it is done with it, which is still to be counted), items
+it missed, items it had, which subscription it is, and whether it was closed with an item in hand."""
 SUBSCRIBER_WORDS = 8
 RECORDS = SUBSCRIBERS + MOST_SUBSCRIBERS * SUBSCRIBER_WORDS
 STATE, NUMBER, STAMP, META, PENDING, LENGTHS = range(6)

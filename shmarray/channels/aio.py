@@ -8,8 +8,8 @@ Must not know: what is in a slot.
 from __future__ import annotations
 
 import threading
-from queue import Empty, Full
-from typing import TYPE_CHECKING, Any, NamedTuple
+from queue import Empty, Full, SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from shmarray import guards, objects
 from shmarray._format import channel as form
@@ -30,72 +30,86 @@ _LINGER = 1.0
 _lock = threading.Lock()
 
 
-class _Pending(NamedTuple):
-    """One wait: for the word to be another than `seen`. `keep` keeps the channel mapped."""
+class _Wait:
+    """One wait: for the word to be another than `seen`. `keep` keeps the channel mapped, None when nobody waits any more."""
 
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[None]
-    seen: int
-    keep: Any
+    __slots__ = ("future", "keep", "loop", "seen")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seen: int, keep: Any) -> None:
+        """Begin to wait in that loop."""
+        self.loop = loop
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.seen = seen
+        self.keep = keep
 
 
 class Waiter:
-    """All waits of this process for one word of a channel, and the thread that sees to them."""
+    """All waits of this process for one word of a channel, and the thread that sees to them.
+
+    A handler may raise at any point of a loop. So the only locks here are C's, whose blocks it cannot come between.
+    """
 
     def __init__(self, flow: Flow, index: int, line: int) -> None:
         """Wait for word `index`, counted among those who wait at `line`."""
         self._flow = flow
         self._index = index
         self._line = line
-        self._pending: list[_Pending] = []
-        self._more = threading.Condition()
+        self._new: SimpleQueue[_Wait] = SimpleQueue()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self.generation = guards.Process.generation
 
     async def changed(self, seen: int, keep: Any) -> None:
         """Wait until the word is another than `seen`, or it is time to look again. Raises `StoreClosedError`."""
-        loop = late.load("asyncio").get_running_loop()
-        future = loop.create_future()
-        with self._more:
-            self._pending.append(_Pending(loop, future, seen, keep))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="shmarray channel", daemon=True)
-                self._thread.start()
-            self._more.notify()
-        self._flow.stir(self._index)  # a thread that sleeps already has to see this one too
-        await future
+        wait = _Wait(late.load("asyncio").get_running_loop(), seen, keep)
+        try:
+            self._new.put(wait)
+            with self._lock:
+                if self._thread is None or not self._thread.is_alive():
+                    self._thread = threading.Thread(target=self._run, name="shmarray channel", daemon=True)
+                    self._thread.start()
+            self._flow.stir(self._index)  # a thread that sleeps already has to see this one too
+            await wait.future
+        except BaseException:
+            wait.keep = None
+            wait.future.cancel()
+            raise
 
     def _run(self) -> None:
         while True:
-            with self._more:
-                if not self._more.wait_for(lambda: self._pending, _LINGER):
-                    self._thread = None
-                    return
-                keep = self._pending[0].keep
-            self._serve()
-            del keep
+            try:
+                wait = self._new.get(timeout=_LINGER)
+            except Empty:
+                with self._lock:
+                    if self._new.empty():
+                        self._thread = None
+                        return
+                continue
+            keep = wait.keep
+            if keep is not None:
+                self._serve([wait])
+            del wait, keep
 
-    def _serve(self) -> None:
-        """Sleep until nobody waits any more."""
+    def _serve(self, waits: list[_Wait]) -> None:
+        """Sleep until nobody waits any more; the channel stays mapped as long."""
         flow = self._flow
         ticket = [0]
         try:
             flow.count_in(self._line, ticket)
             while True:
                 now = flow.words[self._index]
-                with self._more:
-                    ready = [wait for wait in self._pending if wait.seen != now or wait.future.done()]
-                    self._pending = [wait for wait in self._pending if wait not in ready]
-                    left = bool(self._pending)
-                for wait in ready:
+                while not self._new.empty():
+                    waits.append(self._new.get())
+                for wait in [wait for wait in waits if wait.seen != now or wait.future.done()]:
+                    waits.remove(wait)
                     _resolve(wait, None)
-                if not left:
+                if not waits:
                     return
                 if not self._sleep(now):
-                    self._give_all(None)  # time to look whether those at the other end are still there
+                    _resolve_all(waits, None)  # time to look whether those at the other end are still there
                     return
         except StoreClosedError as error:
-            self._give_all(error)
+            _resolve_all(waits, error)
         finally:
             flow.count_out(self._line, ticket)
 
@@ -105,14 +119,13 @@ class Waiter:
         flow.rest(self._index, seen, None)
         return bool(flow.words[self._index] != seen)
 
-    def _give_all(self, error: StoreClosedError | None) -> None:
-        with self._more:
-            waits, self._pending = self._pending, []
-        for wait in waits:
-            _resolve(wait, error)
+
+def _resolve_all(waits: list[_Wait], error: StoreClosedError | None) -> None:
+    for wait in waits:
+        _resolve(wait, error)
 
 
-def _resolve(wait: _Pending, error: BaseException | None) -> None:
+def _resolve(wait: _Wait, error: BaseException | None) -> None:
     try:
         wait.loop.call_soon_threadsafe(_finish, wait.future, error)
     except RuntimeError:
@@ -218,8 +231,8 @@ async def get(channel: Lender, side: Side | None) -> Any:
             await _until_item(channel, seen)
 
 
-async def frames(source: Source) -> AsyncIterator[Any]:
-    """Receive until the end of the stream; each slot goes back at the next step."""
+async def steps(source: Source, *, whole: bool) -> AsyncIterator[Any]:
+    """Receive until the end of the stream: arrays, or the `whole` items; each slot goes back at the next step."""
     while True:
         received = source.areceive()
         try:
@@ -227,6 +240,6 @@ async def frames(source: Source) -> AsyncIterator[Any]:
         except ChannelClosedError:
             return
         try:
-            yield frame
+            yield received.item if whole else frame
         finally:
             await received.__aexit__(None, None, None)

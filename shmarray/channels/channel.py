@@ -13,7 +13,7 @@ import numpy as np
 from shmarray import guards, objects
 from shmarray._format import channel as form
 from shmarray.channels import aio, bindings, statistics, tasks
-from shmarray.channels.loans import Loan, Receipt, frames
+from shmarray.channels.loans import Loan, Receipt, steps
 from shmarray.channels.subscriptions import Subscription
 
 if TYPE_CHECKING:
@@ -102,11 +102,19 @@ class Channel(bindings.Binding):
 
     def __iter__(self) -> Iterator[Any]:
         """Go through the items until the producers have closed the channel; each slot goes back at the next step."""
-        return frames(self)
+        return steps(self, whole=False)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         """Go through the items in a coroutine, until the producers have closed the channel."""
-        return aio.frames(self)
+        return aio.steps(self, whole=False)
+
+    def items(self) -> Iterator[Receipt]:
+        """Go through the items as `receive` gives them: each has `frame`, `sequence`, `time`, `meta`, `missed`. Else as iterating."""
+        return steps(self, whole=True)
+
+    def aitems(self) -> AsyncIterator[Receipt]:
+        """`items`, in a coroutine: `async for item in ...aitems()`."""
+        return aio.steps(self, whole=True)
 
     def subscribe(self) -> Subscription:
         """Subscribe to a broadcast: gives what gets every item that is published from now on. It travels, and must be closed.

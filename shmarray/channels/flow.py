@@ -9,7 +9,6 @@ list when it is not any more, both with the lock held: whoever catches the excep
 
 from __future__ import annotations
 
-import contextlib
 from queue import Empty, Full
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -30,6 +29,9 @@ class Side(Protocol):
 
     def give_back(self, slot: int) -> None:
         """With the get lock held: be done with an item. May be repeated."""
+
+    def lay_down(self, slot: int) -> None:
+        """Without the lock, which is not to be had: be done with an item, in one store. May be repeated."""
 
     def untake(self, slot: int) -> None:
         """With the get lock held: leave an item, that nobody has seen, to the next. May be repeated."""
@@ -83,6 +85,7 @@ class Flow(Waits):
                 if self.within(self.slots.put_latch, deadline, self._try_claim, work, ticket, deadline):
                     return True
                 if self._policy == form.DROP_NEW:
+                    self.look_now_and_then()  # else what the dead have would be reason to drop for ever
                     return False
                 if not ticket[0]:
                     self.look_now_and_then()
@@ -100,8 +103,8 @@ class Flow(Waits):
         if words[form.ENDED]:
             raise self.over()
         slot = slots.find()
-        if slot < 0 and words[form.MODE] and slots.subscribers.has_deserted():
-            self._bury_deserted()
+        if slot < 0 and words[form.MODE] and slots.subscribers.are_untidy():
+            self._tidy()
             slot = slots.find()
         if slot >= 0:
             self._count_out(form.PUTTERS, ticket)
@@ -115,12 +118,11 @@ class Flow(Waits):
         self.line_up(form.PUTTERS, deadline, ticket)
         return False
 
-    def _bury_deserted(self) -> None:
+    def _tidy(self) -> None:
         if self.slots.get_latch is self.slots.put_latch:
             self.slots.subscribers.bury({form.GONE})
         else:
-            with contextlib.suppress(TimeoutError):
-                self.within(self.slots.get_latch, self.soon(), self.slots.subscribers.bury, {form.GONE})
+            self.briefly(self.slots.get_latch, self.slots.subscribers.bury, {form.GONE})
 
     def publish(self, got: list[int], me: int) -> None:
         """Publish the slot in `got`, and wake whoever waits for it."""
@@ -139,14 +141,16 @@ class Flow(Waits):
 
     def discard(self, got: list[int], me: int) -> None:
         """Give back the slot in `got`, which shall not be published."""
-        self.within(self.slots.put_latch, None, self._discard, got, me)
+        if not self.briefly(self.slots.put_latch, self._discard, got, me):
+            self._discard(got, me)  # one store, that none who has the lock can have in mind
         if self.words[form.PUTTERS]:
             self.wake_putters()
 
-    def _discard(self, got: list[int], me: int) -> None:
+    def _discard(self, got: list[int], me: int) -> bool:
         if got:
             self.slots.discard(got[0], me)
             got.clear()
+        return True
 
     # -- taking --------------------------------------------------------------------------------------------------------
 
@@ -215,13 +219,21 @@ class Flow(Waits):
 
     def give_back(self, side: Side, got: list[int]) -> None:
         """Be done with the item in `got`, and wake whoever waits for its slot or for the end of all work."""
-        self.within(self.slots.get_latch, None, self._give_back, side, got)
+        if not self.briefly(self.slots.get_latch, self._give_back, side, got):
+            self._lay_down(side, got)
         self.after_giving_back()
 
     @staticmethod
-    def _give_back(side: Side, got: list[int]) -> None:
+    def _give_back(side: Side, got: list[int]) -> bool:
         if got:
             side.give_back(got[0])
+            got.clear()
+        return True
+
+    @staticmethod
+    def _lay_down(side: Side, got: list[int]) -> None:
+        if got:
+            side.lay_down(got[0])
             got.clear()
 
     def after_giving_back(self) -> None:

@@ -22,6 +22,7 @@ class Lender(Protocol):
     _array: Any
     _flow: Flow
     _form: Form
+    _side: Side | None
     _soon: Callable[[Callable[[list[int]], Any], float | None], Any] | None
     _words: Any
 

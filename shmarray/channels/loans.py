@@ -160,6 +160,17 @@ class Receipt:
         self.meta = channel._meta(record) if words[record + form.META] else None
         return channel._view(slot, channel._lengths(record), write=False)
 
+    @property
+    def frame(self) -> Any:
+        """The arrays, as long as the item is in hand. Raises `GuardError` before and after that: the slot is somebody else's."""
+        got, channel = self._got, self._channel
+        if not got:
+            raise GuardError(
+                "this item is not in hand: its block or step has ended, or has not begun",
+                remedy="Use `frame` inside, and keep frame.copy() beyond it.",
+            )
+        return channel._view(got[0], channel._lengths(channel._flow.slots.geometry.record(got[0])), write=False)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -175,12 +186,16 @@ class Receipt:
     def _return(self) -> None:
         got, short = self._got, self._short
         if got and (short is None or not short.give_back(got)):
-            self._channel._flow.give_back(self._side or self._channel._consuming(None), got)
+            self._channel._flow.give_back(self._taker(), got)
 
     def _leave(self) -> None:
         """Leave an item that nobody has seen to the next."""
         if self._got:
-            self._channel._flow.untake(self._side or self._channel._consuming(None), self._got)
+            self._channel._flow.untake(self._taker(), self._got)
+
+    def _taker(self) -> Side:
+        """Give the side by which it was taken: of a queue the channel's, which may be closed by now."""
+        return self._side or self._channel._side or self._channel._consuming(None)
 
 
 def _only_once(got: list[int]) -> None:
@@ -191,8 +206,8 @@ def _only_once(got: list[int]) -> None:
         )
 
 
-def frames(source: Source) -> Iterator[Any]:
-    """Receive until the end of the stream; each slot goes back at the next step, or when the loop is left."""
+def steps(source: Source, *, whole: bool) -> Iterator[Any]:
+    """Receive until the end of the stream: arrays, or the `whole` items; each slot goes back at the next step, or when the loop is left."""
     while True:
         item = source.receive()
         try:
@@ -200,6 +215,6 @@ def frames(source: Source) -> Iterator[Any]:
         except ChannelClosedError:
             return
         try:
-            yield frame
+            yield item if whole else frame
         finally:
             item.__exit__(None, None, None)

@@ -38,6 +38,8 @@ class QueueSide:
         """See `flow.Side`."""
         self._slots.give_back(slot, self._slots.parties.me())
 
+    lay_down = give_back  # a taken slot is nobody's business but its taker's, with or without the lock
+
     def untake(self, slot: int) -> None:
         """See `flow.Side`."""
         self._slots.untake(slot, self._slots.parties.me())
@@ -103,9 +105,12 @@ class SubscriptionSide:
     def take(self, got: list[int]) -> bool:
         """See `flow.Side`. Raises `GuardError` while another item is held, `ChannelClosedError` if it has ended."""
         slots = self._slots
+        held = slots.word(self._entry + form.HELD)
+        if held < 0:
+            slots.subscribers.settle()
         if not slots.subscribers.adopt(self._entry, self._token, slots.parties.me()):
             raise self._ended()
-        if slots.word(self._entry + form.HELD):
+        if held > 0:
             raise GuardError(
                 "this subscription has an item in hand already",
                 remedy="Leave the `with` block of the item before, or subscribe once for each thread.",
@@ -121,6 +126,10 @@ class SubscriptionSide:
     def give_back(self, slot: int) -> None:
         """See `flow.Side`."""
         self._slots.subscribers.give_back(self._entry, self._token, slot)
+
+    def lay_down(self, slot: int) -> None:
+        """See `flow.Side`. What it counts for is settled by whoever needs the slot, or takes by this next."""
+        self._slots.subscribers.lay_down(self._entry, self._token, slot)
 
     def untake(self, slot: int) -> None:
         """See `flow.Side`."""

@@ -140,7 +140,7 @@ def _held(words: Any, entries: Iterable[int], states: Sequence[int]) -> list[tup
     held += [
         (words[entry + form.HELD] - 1, "receive", _pid(words, words[entry]))
         for entry in entries
-        if words[entry + form.HELD] and words[entry] != form.GONE
+        if words[entry + form.HELD] > 0 and words[entry] != form.GONE
     ]
     return sorted(held)
 

@@ -7,7 +7,8 @@ A subscription's *cursor* is the number of the item it comes to next. An item co
 to be
 done with it frees its slot, so publishing costs the same for any number of them. That count follows from the cursors and from what is held,
 and is found again from them (`recount`) when a process died in the midst. Joining and leaving take both locks; all else that of those who
-take. A subscription holds one item at a time.
+take. A subscription holds one item at a time. Who is done with it and cannot have the lock, because its holder was stopped, says so in the
+word that names it, and goes on: who needs the slot counts anew.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Subscribers:
         What has an item in hand stays with the process that has it: if another's death ended it, the slot would be filled under the reader.
         """
         there = self.is_there(entry, token)
-        if there and not self._words[entry + form.HELD]:
+        if there and self._words[entry + form.HELD] <= 0:
             self._words[entry] = me
         return there
 
@@ -88,17 +89,20 @@ class Subscribers:
         """Whether a subscription was neither closed nor dropped nor buried."""
         return self._words[entry] not in (0, form.GONE) and bool(self._words[entry + form.TOKEN] == token)
 
-    def leave(self, entry: int, token: int) -> None:
-        """With both locks held: end a subscription; if it has an item in hand, when that is given back. May be repeated."""
+    def leave(self, entry: int, token: int) -> bool:
+        """With both locks held: end a subscription; if it has an item in hand, when that is given back. May be repeated. Gives True."""
+        self.settle()
         if self.is_there(entry, token) and self._words[entry + form.HELD]:
             self._words[entry + form.CLOSING] = 1
         elif self.is_there(entry, token):
             self._words[entry] = 0
             self._words[form.SUBSCRIBED] = self.count()
             self.recount()
+        return True
 
     def bury(self, dead: set[int]) -> bool:
         """With both locks held: end the subscriptions of the dead; says whether there were any."""
+        self.settle()
         gone = [entry for entry in self._there() if self._words[entry] in dead]
         for entry in gone:
             self._words[entry] = 0
@@ -112,15 +116,35 @@ class Subscribers:
         if self.is_there(entry, token):
             self._words[entry] = form.GONE
 
-    def has_deserted(self) -> bool:
-        """Whether there are subscriptions to bury. A look."""
-        return any(self._words[entry] == form.GONE for entry in _ENTRIES)
+    def leave_alone(self, entry: int, token: int) -> None:
+        """Without the locks, which are not to be had: `leave`, left to be made true by whoever needs its slots. May be repeated."""
+        if self.is_there(entry, token):
+            self._words[entry + form.CLOSING] = 1
+            if self._words[entry + form.HELD] <= 0:  # else who gives it back sees the word before
+                self._words[entry] = form.GONE
+
+    def are_untidy(self) -> bool:
+        """Whether there are subscriptions to bury, or items that were laid down. A look."""
+        return any(self._words[entry] == form.GONE or self._words[entry + form.HELD] < 0 for entry in _ENTRIES)
+
+    def settle(self) -> None:
+        """Be done with what was laid down: as if it were given back now."""
+        words = self._words
+        laid = [entry for entry in self._there() if words[entry + form.HELD] < 0]
+        if laid:
+            self.recount()  # which does not count it any more
+        for entry in laid:
+            words[entry + form.HELD] = 0
+            words[entry + form.SEEN] += 1
+            words[form.RECEIVED] += 1
+            if words[entry + form.CLOSING]:
+                words[entry] = form.GONE
 
     def are_done(self) -> bool:
         """Whether everyone has had, and given back, all that was published."""
         words = self._words
         return all(
-            words[entry + form.CURSOR] == words[form.TAIL] and not words[entry + form.HELD] for entry in self._there()
+            words[entry + form.CURSOR] == words[form.TAIL] and words[entry + form.HELD] <= 0 for entry in self._there()
         )
 
     def depth(self, entry: int) -> int:
@@ -158,6 +182,11 @@ class Subscribers:
         if words[entry + form.CLOSING]:
             words[entry] = form.GONE
 
+    def lay_down(self, entry: int, token: int, slot: int) -> None:
+        """Without the lock: be done with an item that is held, and leave the counting to others (`settle`). May be repeated."""
+        if self.is_there(entry, token) and self._words[entry + form.HELD] == slot + 1:
+            self._words[entry + form.HELD] = -slot - 1  # no other process writes it as long as it is above zero
+
     def untake(self, entry: int, token: int, slot: int) -> None:
         """Come again to an item that was held and not seen. May be repeated."""
         words = self._words
@@ -193,8 +222,8 @@ class Subscribers:
         With both locks held.
         """
         words = self._words
-        if self.has_deserted():
-            self.bury({form.GONE})  # which may make room; and nobody misses what only they had not seen
+        if self.are_untidy():
+            self.bury({form.GONE})  # which may make room; and nobody misses what only those who have gone had not seen
             free = next((slot for slot, record in enumerate(self._records) if not words[record]), -1)
             if free >= 0:
                 return free

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from shmarray import objects, shields
 from shmarray._os import processes
 from shmarray.channels import aio
-from shmarray.channels.loans import Receipt, frames
+from shmarray.channels.loans import Receipt, steps
 from shmarray.channels.sides import SubscriptionSide
 from shmarray.errors import StoreFullError
 
@@ -69,8 +69,8 @@ class Seat:
                 flow.with_both(flow.slots.subscribers.join, me, joined, deadline=deadline)
             return cls(channel, *joined, travels=travels)
         except BaseException:
-            if joined:
-                flow.with_both(flow.slots.subscribers.leave, *joined[:2])
+            if joined and not flow.both_briefly(flow.slots.subscribers.leave, *joined[:2]):
+                flow.slots.subscribers.leave_alone(*joined[:2])
             raise
 
     def send(self) -> None:
@@ -79,13 +79,15 @@ class Seat:
 
     def close(self) -> None:
         """End the subscription. May be repeated."""
-        self._flow.with_both(self._leave)
+        if not self._flow.both_briefly(self._leave):
+            self._flow.slots.subscribers.leave_alone(*self.side.key)
         self._finalizer.detach()
         self._flow.wake_all()
 
-    def _leave(self) -> None:
-        self._flow.slots.subscribers.leave(*self.side.key)
+    def _leave(self) -> bool:
+        left = self._flow.slots.subscribers.leave(*self.side.key)
         self._flow.count_anew()  # another process, by which it was waited and which has died, is known to nobody any more
+        return left
 
 
 class Subscription:
@@ -165,11 +167,19 @@ class Subscription:
 
     def __iter__(self) -> Iterator[Any]:
         """Go through the items until the producers have closed the channel; each slot goes back at the next step."""
-        return frames(self)
+        return steps(self, whole=False)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         """Go through the items in a coroutine."""
-        return aio.frames(self)
+        return aio.steps(self, whole=False)
+
+    def items(self) -> Iterator[Receipt]:
+        """Go through the items as `receive` gives them: each has `frame`, `sequence`, `time`, `meta`, `missed`. Else as iterating."""
+        return steps(self, whole=True)
+
+    def aitems(self) -> AsyncIterator[Receipt]:
+        """`items`, in a coroutine: `async for item in ...aitems()`."""
+        return aio.steps(self, whole=True)
 
     def close(self) -> None:
         """Unsubscribe. May be repeated."""

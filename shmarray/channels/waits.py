@@ -11,7 +11,6 @@ woken for nothing.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -87,10 +86,26 @@ class Waits:
         result: R = self.within(put_latch, deadline, self.within, get_latch, deadline, work, *arguments)
         return result
 
-    @staticmethod
-    def soon() -> float:
-        """Give a deadline for what may as well be done later: no waiting for who was stopped with a lock held."""
-        return _clock() - _GRACE + _BRIEF
+    def briefly(self, latch: Latch, work: Callable[..., R], *arguments: Any) -> R | None:
+        """Do what may as well be done later, with a lock held; None if that is not to be had soon: whoever has it was stopped."""
+        try:
+            code = latch.take(latch.address)
+            if code and not latch.enter(code, _clock() + _BRIEF):
+                return None
+            result = work(*arguments)
+            latch.let(latch.address)
+        except BaseException as error:
+            latch.abandon(error)
+            raise
+        return result
+
+    def both_briefly(self, work: Callable[..., R], *arguments: Any) -> R | None:
+        """The same with both locks held."""
+        put_latch, get_latch = self.slots.put_latch, self.slots.get_latch
+        if get_latch is put_latch:
+            return self.briefly(put_latch, work, *arguments)
+        result: R | None = self.briefly(put_latch, self.briefly, get_latch, work, *arguments)
+        return result
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
@@ -119,8 +134,7 @@ class Waits:
     def count_out(self, line: int, ticket: list[int]) -> None:
         """Be counted no more. Stays counted if the lock is not to be had: then others are woken for nothing."""
         if ticket[0]:
-            with contextlib.suppress(TimeoutError):
-                self.within(self._latch(line), self.soon(), self._count_out, line, ticket)
+            self.briefly(self._latch(line), self._count_out, line, ticket)
 
     def _latch(self, line: int) -> Latch:
         return self.slots.put_latch if line == form.PUTTERS else self.slots.get_latch
@@ -220,8 +234,7 @@ class Waits:
         dead = self.slots.dead()
         changed = False
         if dead:
-            with contextlib.suppress(TimeoutError):  # whoever has a lock was stopped: they are found another time
-                changed = self.with_both(self._bury, dead, deadline=self.soon())
+            changed = bool(self.both_briefly(self._bury, dead))  # if not now, they are found another time
             self.wake_all()
         return changed
 

@@ -211,6 +211,22 @@ def test_who_is_late_learns_what_it_missed(store: sa.Store, length: int) -> None
         assert sorted((each.received, each.missed) for each in stats.subscribers) == [(4, 8), (12, 0)]
 
 
+def test_a_loop_over_the_items_of_a_subscription_tells_what_it_missed(store: sa.Store) -> None:
+    """With the item after the gap, as `receive` does."""
+    channel = broadcast(store, slots=2, full="drop-oldest")
+    with channel.subscribe() as subscription:
+        publish(channel, 0, 1, 2, 3, 4)
+        seen = []
+        for item in subscription.items():
+            seen.append((item.sequence, item.missed, int(item.frame[0])))
+            if len(seen) == 1:
+                publish(channel, 5, 6)
+            if item.sequence == 6:
+                channel.end()
+        assert seen == [(3, 3, 3), (6, 2, 6)]
+    assert channel.stats().held == ()
+
+
 def test_what_one_reads_is_not_dropped_for_others_alone(store: sa.Store) -> None:
     """Where another holds the oldest, the next goes, and who had seen neither misses both: order is that of publishing."""
     channel = broadcast(store, slots=2, full="drop-oldest")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import pickle
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -291,6 +292,37 @@ def test_a_loop_that_is_left_gives_its_slot_back_in_a_coroutine(store: sa.Store)
         assert (await channel.aget()).tolist() == (ITEM + 1).tolist()
 
     run(main)
+    settles(channel)
+
+
+@pytest.mark.parametrize("mode", ["queue", "broadcast"])
+def test_a_loop_over_items_in_a_coroutine_sees_what_goes_beside_the_arrays(store: sa.Store, mode: Any) -> None:
+    """As `items`: the slot goes back at the next step and when the loop is left."""
+    channel = store.channel(4, "i8", slots=1, mode=mode)
+
+    async def main() -> list[tuple[int, int, Any, int]]:
+        source: Any = channel.subscribe() if mode == "broadcast" else channel
+        other = pickle.loads(pickle.dumps(channel))
+
+        async def produce() -> None:
+            for number in range(6):
+                await other.aput(np.full(4, number), meta=str(number))
+            other.close()
+
+        producer = asyncio.create_task(produce())
+        found: list[tuple[int, int, Any, int]] = []
+        async with contextlib.aclosing(source.aitems()) as items:
+            async for item in items:
+                found.append((int(item.frame[0]), item.sequence, item.meta, item.missed))
+                if len(found) == 3:
+                    break
+        found += [(int(item.frame[0]), item.sequence, item.meta, item.missed) async for item in source.aitems()]
+        await producer
+        if mode == "broadcast":
+            source.close()
+        return found
+
+    assert run(main) == [(number, number, str(number), 0) for number in range(6)]
     settles(channel)
 
 

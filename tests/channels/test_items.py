@@ -224,6 +224,23 @@ def test_metadata_go_with_their_item(store: sa.Store, length: int) -> None:
                 assert received.meta is None
 
 
+def test_the_frame_of_an_item_is_that_of_its_block(store: sa.Store) -> None:
+    """Of the item's own lengths and fields, and not writable, as long as the block lasts."""
+    varying = store.channel((None, 3), "i4", max_shape=(9, 3), slots=2)
+    fields = store.channel({"a": (3, "u1"), "b": ((2, 2), "f4")}, slots=2)
+    varying.put(np.ones((5, 3), "i4"))
+    fields.put({"a": np.arange(3, dtype="u1"), "b": np.eye(2, dtype="f4")})
+    with (item := varying.receive()) as frame:
+        assert item.frame.shape == (5, 3)
+        assert np.shares_memory(item.frame, frame)
+        assert not item.frame.flags.writeable
+    with (item := fields.receive()) as parts:
+        assert item.frame.keys() == parts.keys()
+        assert all(np.shares_memory(item.frame[name], parts[name]) for name in parts)
+    with pytest.raises(sa.GuardError, match="not in hand"):
+        _ = item.frame
+
+
 @pytest.mark.parametrize("length", [3, 20_000])
 def test_metadata_that_cannot_go_leave_nothing_half_done(store: sa.Store, length: int) -> None:
     """Too large, or nothing that pickles: the error says so, the item is dropped, its slot is free."""

@@ -200,6 +200,60 @@ def test_a_loop_that_is_left_gives_its_slot_back(store: sa.Store) -> None:
     assert is_clean(channel)
 
 
+@pytest.mark.parametrize("length", [4, 20_000])
+def test_a_loop_over_items_sees_what_goes_beside_the_arrays(store: sa.Store, length: int) -> None:
+    """Number, time and metadata are there with the frame; each slot goes back at the next step, and then the frame is nobody's here."""
+    channel = store.channel(length, "i8", slots=1)
+    with pytest.raises(sa.GuardError, match="not in hand"):
+        _ = channel.receive().frame
+    other = store.Queue()
+    other.put(channel)
+    producer = other.get()
+
+    def produce() -> None:
+        with producer:
+            for number in range(20):
+                producer.put(np.full(length, number), timeout=30, meta=None if number % 3 else {"number": number})
+
+    thread, answers = in_thread(produce)
+    seen: list[Any] = []
+    for item in channel.items():
+        assert (item.frame == item.sequence).all()
+        assert not item.frame.flags.writeable
+        assert item.meta == (None if item.sequence % 3 else {"number": item.sequence})
+        assert item.time > 0
+        assert item.missed == 0
+        for earlier in seen:
+            with pytest.raises(sa.GuardError, match="not in hand"):
+                _ = earlier.frame
+        seen.append(item)
+    thread.join(30)
+    assert answers == [None]
+    assert [item.sequence for item in seen] == list(range(20))
+    assert is_clean(channel)
+
+
+def test_a_loop_over_items_that_is_left_gives_its_slot_back(store: sa.Store) -> None:
+    """By break, by an exception, by dropping its iterator."""
+    channel = store.channel(4, "i8", slots=1)
+    channel.put(ITEM)
+    for item in channel.items():
+        assert (item.frame == ITEM).all()
+        break
+    assert is_clean(channel)
+    channel.put(ITEM)
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+        for _ in channel.items():
+            raise ZeroDivisionError
+    assert is_clean(channel)
+    channel.put(ITEM)
+    steps = channel.items()
+    next(steps)
+    assert channel.stats().held
+    del steps
+    assert is_clean(channel)
+
+
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 

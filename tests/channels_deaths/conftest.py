@@ -38,3 +38,9 @@ def either_store(request: pytest.FixtureRequest) -> Iterator[sa.Store]:
 def step(request: pytest.FixtureRequest) -> int:
     """At every how many-th line to die."""
     return 1 if request.config.getoption("--deep") else 26
+
+
+@pytest.fixture
+def stride(request: pytest.FixtureRequest) -> int:
+    """At every how many-th point to be interrupted, in what takes long."""
+    return 1 if request.config.getoption("--deep") else 7

@@ -6,20 +6,24 @@ Must not know: what the deed is, and what must hold then.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from shmarray._format import channel as form
 from shmarray._os import mutexes
 from tests.helpers import sweeps
 from tests.helpers.processes import reap, wait_until
-from tests.helpers.tracing import Interrupter, in_package, package_directory
+from tests.helpers.tracing import Interrupted, Interrupter, in_package, package_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from shmarray.channels import Channel
     from shmarray.channels.latches import Latch
 
 _COUNTED = ("channels/", "_format/channel.py", "objects.py", "membership.py", "_os/mutexes.py", "_os/futexes.py")
@@ -52,19 +56,48 @@ def sweep(
     return sweeps.sweep(ready, deed, verify, of_channels, first=first, step=step, collect=False)
 
 
+class CtrlC(Interrupted, KeyboardInterrupt):
+    """What comes out of an event loop at once, and not as what one task or callback has failed with."""
+
+
+_RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
 class _Interrupter(Interrupter):
-    """Raises everywhere but on entry of an `__exit__`: Python calls that no second time, so what it was to give back stays in hand."""
+    """Raises everywhere but on entry of an `__exit__`: Python calls that no second time, so what it was to give back stays in hand.
+
+    Nor where a generator or coroutine goes on: a handler's exception comes out of the `yield`, with the blocks around it; a profiler's
+    before it, without them.
+    """
+
+    error = CtrlC
 
     def _event(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event != "call" or frame.f_code.co_name != "__exit__":
+        code = frame.f_code
+        if event != "call" or not (code.co_name == "__exit__" or code.co_flags & _RESUMED):
             super()._event(frame, event, arg)
 
 
 def interrupt_everywhere(
-    ready: Callable[[], object], deed: Callable[[], object], verify: Callable[[str], object], *, step: int = 1
+    ready: Callable[[], object],
+    deed: Callable[[], object],
+    verify: Callable[[str], object],
+    *,
+    first: int = 1,
+    step: int = 1,
 ) -> int:
     """Interrupt a deed at every `step`-th point; see `sweeps.interrupt_everywhere`."""
-    return sweeps.interrupt_everywhere(ready, deed, verify, of_channels, step=step, interrupter=_Interrupter)
+    return sweeps.interrupt_everywhere(
+        ready, deed, verify, of_channels, first=first, step=step, interrupter=_Interrupter
+    )
+
+
+async def somebody_waits(channel: Channel, task: asyncio.Task[Any]) -> None:
+    """Let others run until somebody is counted as waiting, or the task that should be has ended."""
+    words, lines = channel._words, (form.PUTTERS, form.GETTERS)
+    async with asyncio.timeout(20):
+        while not task.done() and not any(words[line] for line in lines):  # noqa: ASYNC110  it is no event of this process
+            await asyncio.sleep(0.001)
 
 
 class StopInside:

@@ -8,17 +8,21 @@ The lines of this file count as places to be killed at, so that a process also d
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import pickle
 import queue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pytest
 
-from tests.helpers.processes import reap
+from tests.channels_deaths import deaths
+from tests.helpers.processes import reap, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     import shmarray as sa
 
@@ -54,7 +58,7 @@ class Stand:
         self.mine = self.channel.subscribe() if self.broadcasts else None
         self.extra: Any = None
         self.had: Any = None
-        self.missed = 0
+        self.missed = self.ahead = self.extra_missed = 0
         self.put(0)
         assert self.drain() == [0]
         self.before = self.books()
@@ -79,8 +83,7 @@ class Stand:
                     item = source.get_nowait()
                     assert (item == item[0]).all(), f"torn: {item}"
                     found.append(int(item[0]))
-                    if self.mine is None:
-                        self.channel.task_done()
+                    self.channel.task_done()
         return found
 
     def books(self) -> Books:
@@ -96,9 +99,10 @@ class Stand:
 
     def is_whole(self, where: str) -> None:
         """Nobody has anything in hand or waits, and every slot can be filled, and emptied in order."""
+        # A thread that waited for coroutines notices a little later that they have gone.
+        wait_until(lambda: not self.channel.stats().waiting_to_send + self.channel.stats().waiting_to_receive, 5, where)
         stats = self.channel.stats()
         assert stats.held == (), where
-        assert (stats.waiting_to_send, stats.waiting_to_receive) == (0, 0), where
         assert stats.depth == 0, where
         assert len(stats.subscribers) == self.broadcasts, where
         numbers = range(50, 50 + SLOTS)
@@ -110,8 +114,7 @@ class Stand:
                 self.channel.put(self.item(1), block=False)
                 raise AssertionError(where)
         assert self.drain() == list(numbers), where
-        if not self.broadcasts:
-            assert self.channel.join(PATIENCE), where
+        assert self.channel.join(PATIENCE), where
         self.before = self.books()
 
 
@@ -141,8 +144,7 @@ def get(stand: Stand) -> None:
     """Take the next item as a copy, and say that it is dealt with."""
     taken = source(stand).get(timeout=PATIENCE)
     assert (taken == taken[0]).all()
-    if not stand.broadcasts:
-        stand.channel.task_done()
+    stand.channel.task_done()
 
 
 def get_one(stand: Stand) -> None:
@@ -160,6 +162,168 @@ def receive(stand: Stand) -> None:
     with source(stand).receive(PATIENCE) as frame:
         first = int(frame[0])
         assert (frame == first).all()
+
+
+def loop(stand: Stand) -> None:
+    """Go through two items, and leave the loop."""
+    for item in source(stand).items():
+        assert (item.frame == item.frame[0]).all()
+        if item.sequence % 2:
+            break
+
+
+def step(stand: Stand) -> None:
+    """Go through one item, and leave the loop."""
+    for item in source(stand).items():
+        assert (item.frame == item.frame[0]).all()
+        break
+
+
+def close_inside(stand: Stand) -> None:
+    """Unsubscribe with an item in hand."""
+    with source(stand).receive(PATIENCE) as frame:
+        source(stand).close()
+        assert (frame == frame[0]).all()
+
+
+def lay_down(stand: Stand) -> None:
+    """Read the next item in place, and give it back as one that cannot have the lock."""
+    with pytest.MonkeyPatch.context() as patch, source(stand).receive(PATIENCE) as frame:
+        assert (frame == frame[0]).all()
+        patch.setattr(type(stand.channel._flow), "briefly", _in_vain)
+
+
+def close(stand: Stand) -> None:
+    """Unsubscribe."""
+    source(stand).close()
+
+
+def close_alone(stand: Stand) -> None:
+    """Unsubscribe as one that cannot have the lock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(stand.channel._flow), "briefly", _in_vain)
+        source(stand).close()
+
+
+def _in_vain(*_: Any) -> None:
+    """Find a lock held by one that was stopped."""
+
+
+def hand_on(stand: Stand) -> None:
+    """Have the subscription travel, and read the next item where it arrives."""
+    arrived = pickle.loads(pickle.dumps(source(stand)))
+    with arrived.receive(PATIENCE) as frame:
+        assert (frame == frame[0]).all()
+    arrived.close()
+
+
+# -- deeds in coroutines -----------------------------------------------------------------------------------------------
+
+
+async def _aput(stand: Stand) -> None:
+    """Put the new item."""
+    await stand.channel.aput(stand.item(NEW))
+
+
+async def _alend(stand: Stand) -> None:
+    """Fill a slot in place, in two steps."""
+    async with stand.channel.aloan(meta="new") as frame:
+        frame[: stand.size // 2] = NEW
+        await asyncio.sleep(0)
+        frame[stand.size // 2 :] = NEW
+
+
+async def _aspoil(stand: Stand) -> None:
+    """Fill half of a slot, and think better of it."""
+    with contextlib.suppress(ZeroDivisionError):
+        async with stand.channel.aloan() as frame:
+            frame[: stand.size // 2] = NEW
+            raise ZeroDivisionError
+
+
+async def _aget(stand: Stand) -> None:
+    """Take the next item as a copy, and note that it was had."""
+    stand.had = await source(stand).aget()
+
+
+async def _areceive(stand: Stand) -> None:
+    """Read the next item in place."""
+    async with source(stand).areceive() as frame:
+        await asyncio.sleep(0)
+        assert (frame == frame[0]).all()
+
+
+async def _aloop(stand: Stand) -> None:
+    """Go through two items, and leave the loop."""
+    async with contextlib.aclosing(source(stand).aitems()) as items:
+        async for item in items:
+            assert (item.frame == item.frame[0]).all()
+            if item.sequence % 2:
+                break
+
+
+async def _astep(stand: Stand) -> None:
+    """Go through one item, and leave the loop."""
+    async with contextlib.aclosing(source(stand).aitems()) as items:
+        async for item in items:
+            assert (item.frame == item.frame[0]).all()
+            break
+
+
+async def _await_slot(stand: Stand) -> None:
+    """Wait for a slot, which comes of an item that another coroutine takes."""
+    waiting = asyncio.create_task(_aput(stand))
+    await deaths.somebody_waits(stand.channel, waiting)
+    await _areceive(stand)
+    await waiting
+
+
+async def _await_item(stand: Stand) -> None:
+    """Wait for an item, which another coroutine puts."""
+    waiting = asyncio.create_task(_areceive(stand))
+    await deaths.somebody_waits(stand.channel, waiting)
+    await _aput(stand)
+    await waiting
+
+
+async def _wait_for_slot(stand: Stand) -> None:
+    """Wait for a slot in vain."""
+    await _cancelled(stand, _aput(stand))
+
+
+async def _wait_for_item(stand: Stand) -> None:
+    """Wait for an item in vain."""
+    await _cancelled(stand, _areceive(stand))
+
+
+async def _cancelled(stand: Stand, deed: Coroutine[Any, Any, None]) -> None:
+    waiting = asyncio.create_task(deed)
+    await deaths.somebody_waits(stand.channel, waiting)
+    waiting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting
+
+
+def _in_loop(main: Callable[[Stand], Coroutine[Any, Any, None]]) -> Callable[[Stand], None]:
+    """Make a deed of a coroutine."""
+
+    def deed(stand: Stand) -> None:
+        with asyncio.Runner() as runner:
+            # What a task was interrupted by is not to be logged: pytest would keep it, and with it the channel.
+            runner.get_loop().set_exception_handler(_in_vain)
+            runner.run(main(stand))
+
+    return deed
+
+
+aput, alend, aspoil = map(_in_loop, (_aput, _alend, _aspoil))
+aget, areceive, aloop = map(_in_loop, (_aget, _areceive, _aloop))
+astep = _in_loop(_astep)
+await_slot, await_item = map(_in_loop, (_await_slot, _await_item))
+wait_for_slot, wait_for_item = map(_in_loop, (_wait_for_slot, _wait_for_item))
+
+
+# -- what is used by deeds, and made ready for them --------------------------------------------------------------------
 
 
 def source(stand: Stand) -> Any:
@@ -208,6 +372,31 @@ def look_for_deaths(stand: Stand) -> None:
     stand.channel._flow.look_now_and_then()
 
 
+def subscribe_for_another(stand: Stand) -> None:
+    """Have a subscription for whoever dies or is interrupted, that comes to what is put from now on."""
+    stand.extra = stand.channel.subscribe()
+
+
+def let_come(*numbers: int, then: Callable[[Stand], Any] | None = None) -> Callable[[Stand], None]:
+    """Let the one who stays have had items that the other has before it; the books begin after that."""
+
+    def ready(stand: Stand) -> None:
+        subscribe_for_another(stand)
+        for number in numbers:
+            stand.put(number)
+            assert stand.drain() == [number]
+        if then is not None:
+            then(stand)
+        stand.since()
+
+    return ready
+
+
+def desert(stand: Stand) -> None:
+    """Drop the other subscription."""
+    stand.extra = None
+
+
 def die_with(*deeds: Callable[[Stand], Any]) -> Callable[[Stand], None]:
     """Let others die, each with a slot in hand."""
 
@@ -236,4 +425,4 @@ def lent(stand: Stand) -> Any:
 
 def taken(stand: Stand) -> Any:
     """Have an item to read."""
-    return stand.channel.receive(PATIENCE)
+    return source(stand).receive(PATIENCE)

@@ -14,7 +14,7 @@ import pytest
 
 import shmarray as sa
 from tests.channels_deaths import deaths
-from tests.helpers.processes import kill_and_reap, reap
+from tests.helpers.processes import kill_and_reap, reap, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,6 +180,107 @@ def test_a_child_killed_before_it_used_a_subscription_leaves_it_to_its_parent(ch
         for end in ready:
             os.close(end)
     is_usable(channel)
+
+
+def kill_when_forked() -> None:
+    """Have a child that has all this process has, and is killed before it has used any of it."""
+    ready = os.pipe()
+
+    def play() -> None:
+        os.write(ready[1], b"!")
+        signal.pause()
+
+    pid = deaths.in_child(play)
+    os.read(ready[0], 1)
+    kill_and_reap(pid)
+    for end in ready:
+        os.close(end)
+
+
+@pytest.mark.parametrize("handed", ["by a fork", "by pickling"])
+def test_what_a_child_never_used_ends_when_its_parent_closes_it(channel: Channel, handed: str, store: sa.Store) -> None:
+    """Whatever was published meanwhile: nothing is held for the dead."""
+    subscription = channel.subscribe()
+    if handed == "by pickling":
+        pickle.dumps(subscription)  # and nobody has loaded it
+    kill_when_forked()
+    flood(channel)
+    subscription.close()
+    is_usable(channel)
+    store.release_unclaimed()  # the channel's own handle, which is still on its way
+
+
+@pytest.mark.parametrize("handed", ["by a fork", "by pickling"])
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("end", ["returns", "is killed"])
+def test_what_a_child_never_used_ends_with_its_parent(
+    channel: Channel,
+    handed: str,
+    dropped: bool,  # noqa: FBT001
+    end: str,
+    store: sa.Store,
+) -> None:
+    """Also if the parent had let go of it, for the child: it is the parent's until another takes by it."""
+    ready, go = os.pipe(), os.pipe()
+
+    def parent() -> None:
+        subscription: Any = channel.subscribe()
+        if handed == "by pickling":
+            pickle.dumps(subscription)
+        kill_when_forked()
+        if dropped:
+            subscription = None
+        os.write(ready[1], b"!")
+        os.read(go[0], 1)
+        if end == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        del subscription
+
+    pid = deaths.in_child(parent)
+    os.read(ready[0], 1)
+    assert [each.pid for each in channel.stats().subscribers] == [pid]
+    flood(channel)
+    os.write(go[1], b"!")
+    assert reap(pid) == (-signal.SIGKILL if end == "is killed" else 0)
+    wait_until(lambda: channel.put(np.full(SIZE, 1), timeout=20), 20)  # whoever finds no slot finds it out
+    is_usable(channel)
+    store.release_unclaimed()
+    for each in (*ready, *go):
+        os.close(each)
+
+
+@pytest.mark.parametrize("found_out", [False, True])
+def test_a_child_that_begins_after_its_parents_death_takes_or_is_told(channel: Channel, found_out: bool) -> None:  # noqa: FBT001
+    """What was handed on is the child's from its first use, in time or not at all: never are there items that it does not get."""
+    ready, go, answers = os.pipe(), os.pipe(), os.pipe()
+
+    def parent() -> None:
+        subscription = channel.subscribe()
+
+        def child() -> None:
+            os.write(ready[1], b"!")
+            os.read(go[0], 1)
+            try:
+                os.write(answers[1], b"%d" % subscription.get(timeout=20)[0])
+            except sa.ChannelClosedError:
+                os.write(answers[1], b"!")
+
+        deaths.in_child(child)
+        os.read(ready[0], 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert reap(deaths.in_child(parent)) == -signal.SIGKILL
+    channel.put(np.full(SIZE, 7))
+    if found_out:
+        wait_until(
+            channel._flow.look_for_deaths, 20
+        )  # its mappings may end a moment after it is reaped: /proc is read by others
+    os.write(go[1], b"!")
+    assert os.read(answers[0], 1) == (b"!" if found_out else b"7")
+    wait_until(lambda: channel._flow.look_for_deaths() or not channel.stats().subscribers, 20)
+    is_usable(channel)
+    for each in (*ready, *go, *answers):
+        os.close(each)
 
 
 def test_an_item_that_is_given_back_unseen_never_leads_to_another(store: sa.Store) -> None:

@@ -7,6 +7,7 @@ import itertools
 import os
 import queue
 import sys
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 
 import shmarray as sa
+from shmarray.channels import aio
 from tests.channels_deaths import deaths, scenes
 from tests.channels_deaths.scenes import LARGE, NEW, SLOTS, SMALL, Stand
-from tests.helpers.processes import reap
+from tests.helpers.processes import reap, wait_until
 from tests.helpers.tracing import Interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ALL = tuple(range(1, SLOTS + 1))
 DROP_OLDEST: dict[str, Any] = {"full": "drop-oldest"}
@@ -36,6 +38,14 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
             sys.__unraisablehook__(unraisable)
 
     monkeypatch.setattr(sys, "unraisablehook", hook)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The thread that waits for coroutines goes soon when it has had nothing to do: see that it does."""
+    monkeypatch.setattr(aio, "_LINGER", 0.02)
+    yield
+    wait_until(lambda: not [each for each in threading.enumerate() if each.name.startswith("shmarray channel")], 20)
 
 
 class Scene(NamedTuple):
@@ -65,6 +75,21 @@ QUEUES = {
     "look for deaths": Scene(
         AGAIN, ALL[:-1], scenes.look_for_deaths, False, False, scenes.die_with(scenes.lent, scenes.taken)
     ),
+    "go through a loop": Scene({}, (1,), scenes.step, takes=True),
+    "lay down": Scene({}, ALL, scenes.lay_down, takes=True),
+}
+OF_COROUTINES = {
+    "put in a coroutine": Scene({}, ALL[:-1], scenes.aput, puts=True),
+    "lend in a coroutine": Scene({}, ALL[:-1], scenes.alend, puts=True),
+    "spoil a loan in a coroutine": Scene({}, ALL[:-1], scenes.aspoil),
+    "lend and evict in a coroutine": Scene(DROP_OLDEST, ALL, scenes.alend, puts=True),
+    "get in a coroutine": Scene({}, ALL, scenes.aget, takes=True),
+    "receive in a coroutine": Scene({}, ALL, scenes.areceive, takes=True),
+    "go through a loop in a coroutine": Scene({}, (1,), scenes.astep, takes=True),
+    "wait in a coroutine for a slot": Scene({}, ALL, scenes.await_slot, puts=True, takes=True),
+    "wait in a coroutine for an item": Scene({}, (), scenes.await_item, puts=True, takes=True),
+    "wait in a coroutine for a slot in vain": Scene({}, ALL, scenes.wait_for_slot),
+    "wait in a coroutine for an item in vain": Scene({}, (), scenes.wait_for_item),
 }
 
 
@@ -108,7 +133,20 @@ def test_who_is_interrupted_at_any_point_with_a_queue_goes_on(
     Of a large item only the copying is another: with it at every third point, and with `--deep` at every one.
     """
     step = 1 if size == SMALL or request.config.getoption("--deep") else 3
-    scene = QUEUES[name]
+    sweep_queue(QUEUES[name], size, either_store, step=step)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("name", OF_COROUTINES)
+def test_whose_coroutine_is_interrupted_at_any_point_with_a_queue_goes_on(
+    name: str, size: int, either_store: sa.Store, stride: int
+) -> None:
+    """The same, when its event loop has ended by that."""
+    sweep_queue(OF_COROUTINES[name], size, either_store, 1 + len(name) % stride, stride)
+
+
+def sweep_queue(scene: Scene, size: int, either_store: sa.Store, first: int = 1, step: int = 1) -> None:
+    """Interrupt a deed at every so many-th point."""
     stand = Stand(either_store, size, **scene.options)
 
     def ready() -> None:
@@ -117,8 +155,123 @@ def test_who_is_interrupted_at_any_point_with_a_queue_goes_on(
             scene.ready(stand)
 
     verify = partial(balances, stand, scene)
-    assert deaths.interrupt_everywhere(ready, partial(scene.deed, stand), verify, step=step) > 1
+    assert deaths.interrupt_everywhere(ready, partial(scene.deed, stand), verify, first=first, step=step) > 0
     assert reap(deaths.in_child(partial(scenes.put, stand))) == 0
+
+
+SHARED = scenes.subscribe_for_another
+BROADCASTS = {
+    "put": Scene({}, ALL[:-1], scenes.put, puts=True),
+    "lend": Scene({}, ALL[:-1], scenes.lend, puts=True),
+    "put and evict": Scene(DROP_OLDEST, ALL, scenes.put, puts=True),
+    "lend and evict": Scene(DROP_OLDEST, ALL, scenes.lend, puts=True),
+    "get": Scene({}, ALL, scenes.get_one, False, True, SHARED),
+    "receive": Scene({}, ALL, scenes.receive, False, True, SHARED),
+    "get, the last to have it": Scene({}, (), scenes.get_one, False, True, scenes.let_come(*ALL)),
+    "receive, the last to have it": Scene({}, (), scenes.receive, False, True, scenes.let_come(*ALL)),
+    "receive after what was missed": Scene(DROP_OLDEST, (), scenes.receive, False, True, scenes.let_come(*ALL, 4, 5)),
+    "go through a loop": Scene({}, (1,), scenes.step, False, True, SHARED),
+    "close": Scene({}, ALL, scenes.close, False, False, SHARED),
+    "close with an item in hand": Scene({}, ALL, scenes.close_inside, False, True, SHARED),
+    "close without the lock": Scene({}, (), scenes.close_alone, False, False, scenes.let_come(*ALL)),
+    "lay down": Scene({}, ALL, scenes.lay_down, False, True, SHARED),
+    "lay down, the last to have it": Scene({}, (), scenes.lay_down, False, True, scenes.let_come(*ALL)),
+    "receive after one was laid down": Scene(
+        {}, (), scenes.receive, False, True, scenes.let_come(*ALL, then=scenes.lay_down)
+    ),
+    "close after one was laid down": Scene(
+        {}, (), scenes.close, False, False, scenes.let_come(*ALL, then=scenes.lay_down)
+    ),
+    "put where one was laid down": Scene({}, (), scenes.put, True, False, scenes.let_come(*ALL, then=scenes.lay_down)),
+    "put where one was deserted": Scene({}, (), scenes.put, True, False, scenes.let_come(*ALL, then=scenes.desert)),
+    "put and evict where one was laid down": Scene(
+        DROP_OLDEST, (), scenes.put, True, False, scenes.let_come(*ALL, then=scenes.lay_down)
+    ),
+    "hand on": Scene({"name": "interrupted"}, ALL, scenes.hand_on, False, True, SHARED),
+    "subscribe": Scene({}, (), scenes.subscribe, True, False),
+    "wait to get": Scene({}, (), scenes.wait_to_get, False, False, SHARED),
+    "wait to put": Scene({}, ALL, scenes.wait_to_put),
+    "wait to join": Scene({}, (1,), scenes.wait_to_join),
+    "look for deaths": Scene(
+        {}, (), scenes.look_for_deaths, False, False, scenes.let_come(8, then=scenes.die_with(scenes.taken))
+    ),
+    "put in a coroutine": Scene({}, ALL[:-1], scenes.aput, puts=True),
+    "lend and evict in a coroutine": Scene(DROP_OLDEST, ALL, scenes.alend, puts=True),
+    "get in a coroutine": Scene({}, ALL, scenes.aget, False, True, SHARED),
+    "receive in a coroutine": Scene({}, ALL, scenes.areceive, False, True, SHARED),
+    "go through a loop in a coroutine": Scene({}, (1,), scenes.astep, False, True, SHARED),
+    "wait in a coroutine for a slot": Scene({}, (), scenes.await_slot, True, True, scenes.let_come(*ALL)),
+    "wait in a coroutine for an item": Scene({}, (), scenes.await_item, True, True, SHARED),
+    "wait in a coroutine for a slot in vain": Scene({}, (), scenes.wait_for_slot, False, False, scenes.let_come(*ALL)),
+    "wait in a coroutine for an item in vain": Scene({}, (), scenes.wait_for_item, False, False, SHARED),
+}
+
+
+CLOSING = (scenes.close, scenes.close_inside, scenes.close_alone, scenes.hand_on, scenes.look_for_deaths)
+
+
+def rest_of(stand: Stand, scene: Scene, where: str) -> None:
+    """The interrupted one has all that was before it, but for what it had just taken, and in order; then it unsubscribes."""
+    subscription, stand.extra = stand.extra, None
+    seen: list[int] = []
+    try:
+        while not subscription.empty():
+            item = subscription.get(timeout=5)
+            assert (item == item[0]).all(), where
+            stand.channel.task_done()
+            seen.append(int(item[0]))
+    except sa.ChannelClosedError:
+        assert scene.deed in CLOSING, where
+    else:
+        old = len(seen) - (NEW in seen)
+        assert stand.ahead - old - subscription.missed + stand.extra_missed in (0, scene.takes), (where, seen)
+    assert seen == sorted(seen), (where, seen)
+    subscription.close()
+
+
+def reaches_all(stand: Stand, scene: Scene, where: str) -> None:
+    """All that was published comes to the one who stays; the interrupted one goes on."""
+    settle(stand)
+    stand.channel._flow.look_for_deaths()
+    if stand.extra is not None:
+        rest_of(stand, scene, where)
+    found = stand.drain()
+    sent, _, dropped, lost = stand.since()
+    published = [*scene.there, NEW][:sent]
+    assert sent - len(scene.there) in (0, scene.puts), where
+    assert stand.mine is not None
+    missed = stand.mine.missed - stand.missed
+    stand.missed = stand.mine.missed
+    assert found == published[missed:], (where, found, published, missed)
+    assert missed == dropped or scene.ready is not None, (where, missed, dropped)
+    assert lost == 0, where
+    assert stand.channel.join(0.5), f"{where}: somebody is still thought to deal with an item"
+    with pytest.raises(ValueError, match="too many"):
+        stand.channel.task_done()
+    stand.is_whole(where)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("name", BROADCASTS)
+def test_who_is_interrupted_at_any_point_with_a_broadcast_goes_on(
+    name: str, size: int, either_store: sa.Store, stride: int
+) -> None:
+    """At most the item that it had just taken is gone for it, and for nobody else; nothing is held, all slots are there."""
+    scene = BROADCASTS[name]
+    stand = Stand(either_store, size, mode="broadcast", **scene.options)
+
+    def ready() -> None:
+        if scene.ready is not None:
+            scene.ready(stand)
+        stand.put(*scene.there)
+        if stand.extra is not None:
+            stand.ahead, stand.extra_missed = stand.extra.qsize(), stand.extra.missed
+
+    verify = partial(reaches_all, stand, scene)
+    first = 1 + len(name) % stride
+    assert deaths.interrupt_everywhere(ready, partial(scene.deed, stand), verify, first=first, step=stride) > 0
+    assert reap(deaths.in_child(partial(scenes.put, stand))) == 0
+    stand.channel.unlink()
 
 
 class Again:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import queue
 import signal
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -122,6 +124,121 @@ def test_a_taker_that_is_stopped_with_the_lock_held_keeps_nobody_beyond_their_ti
     assert channel.stats().held == ()
 
 
+def in_time(deed: Callable[[], object]) -> None:
+    """Do what must not wait for one that is stopped."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            deed()
+        except BaseException as error:  # noqa: BLE001  the test looks at it
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), "it waits for one that is stopped"
+    assert errors == []
+
+
+def passes(channel: Channel, size: int, mode: str) -> None:
+    """Another process, and this one has done nothing more, can fill every slot; and empty it."""
+    numbers = range(10, 10 + channel.slots)
+
+    def fill() -> None:
+        mine = channel.subscribe() if mode == "broadcast" else channel
+        for number in numbers:
+            assert channel.put(item(size, number), timeout=20)
+        assert [int(mine.get(timeout=20)[0]) for _ in numbers] == list(numbers)
+
+    assert reap(deaths.in_child(fill)) == 0
+    channel._flow.look_for_deaths()
+    stats = channel.stats()
+    assert (stats.held, stats.subscribers, stats.depth) == ((), (), 0)
+    assert (stats.waiting_to_send, stats.waiting_to_receive) == (0, 0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["queue", "broadcast"])
+@pytest.mark.parametrize("closing", ["not", "before", "after"])
+def test_an_item_is_given_back_beside_one_that_is_stopped_with_the_lock_held(
+    mode: Any, size: int, closing: str, store: sa.Store
+) -> None:
+    """Its block ends, what it was taken by can be closed; the slot is there for others once they have the lock."""
+    channel = store.channel(size, np.int64, slots=1, mode=mode)
+    again = pickle.loads(pickle.dumps(channel))
+    source: Any = again.subscribe() if mode == "broadcast" else again
+    channel.put(item(size, 0))
+    with source.receive(20) as frame:
+        assert (frame == 0).all()
+    channel.put(item(size, 1))
+    receipt = source.receive(20)
+    frame = receipt.__enter__()
+    with stopped(channel, channel._flow.slots.get_latch, lambda: look_in(channel, mode)):
+        if closing == "before":
+            in_time(source.close)
+        assert (frame == 1).all()
+        in_time(lambda: receipt.__exit__(None, None, None))
+        if closing == "after":
+            in_time(source.close)
+        assert channel.stats().held == ()
+    if mode == "broadcast" and closing == "not":
+        channel.put(item(size, 2), timeout=20)
+        assert source.get(timeout=20)[0] == 2
+        source.close()
+    passes(channel, size, mode)
+    assert channel.stats().received == 3 + (mode == "broadcast" and closing == "not")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_was_given_back_beside_one_that_is_stopped_is_seen_to_by_who_needs_the_slot(
+    size: int, store: sa.Store
+) -> None:
+    """A subscription that has done with its item, and is used no more, holds up nobody; one that has not, does."""
+    channel = store.channel(size, np.int64, slots=2, mode="broadcast")
+    with channel.subscribe() as done, channel.subscribe() as reads:
+        for number in range(2):
+            channel.put(item(size, number))
+        receipt = done.receive(20)
+        receipt.__enter__()
+        with stopped(channel, channel._flow.slots.get_latch, lambda: look_in(channel, "broadcast")):
+            in_time(lambda: receipt.__exit__(None, None, None))
+        assert done.get(timeout=20)[0] == 1
+        with reads.receive(20) as frame:
+            too_late(lambda: channel.put(item(size), block=False))
+            assert (frame == 0).all()
+        assert channel.put(item(size, 2), block=False)
+        assert reads.get(timeout=20)[0] == 1
+        assert [int(each.get(timeout=20)[0]) for each in (done, reads)] == [2, 2]
+        assert channel.stats().received == 6
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["queue", "broadcast"])
+def test_a_loan_is_dropped_beside_one_that_is_stopped_with_the_lock_held(mode: Any, size: int, store: sa.Store) -> None:
+    """The block ends by its exception; its slot is there for others."""
+    channel = store.channel(size, np.int64, slots=1, mode=mode)
+    loan = channel.loan(20)
+    loan.__enter__()
+    with stopped(channel, channel._flow.slots.put_latch, partial(put_in_vain, channel, size)):
+        in_time(lambda: loan.__exit__(ZeroDivisionError, ZeroDivisionError(), None))
+        assert channel.stats().held == ()
+        in_time(channel.close)
+    channel = pickle.loads(pickle.dumps(channel))
+    if mode == "queue":
+        with contextlib.suppress(queue.Empty):
+            channel.get(block=False)  # if the one that was stopped found the slot
+    passes(channel, size, mode)
+
+
+def look_in(channel: Channel, mode: str) -> None:
+    """Have the lock of those who take for a moment."""
+    if mode == "broadcast":
+        channel.subscribe().close()
+    else:
+        get_in_vain(channel)
+
+
 def take_of(channel: Channel, mode: str) -> None:
     """Take an item, or of a broadcast begin to."""
     if mode == "broadcast":
@@ -154,10 +271,10 @@ def test_who_waits_when_a_lock_is_not_to_be_had_any_more_is_told_in_time(store: 
             assert reap(pid) == 0
 
 
-def put_in_vain(channel: Channel) -> None:
+def put_in_vain(channel: Channel, size: int = 4) -> None:
     """Look for a slot where there is none."""
     with contextlib.suppress(queue.Full):
-        channel.put(item(4), block=False)
+        channel.put(item(size), block=False)
 
 
 def get_in_vain(channel: Channel) -> None:

@@ -123,6 +123,8 @@ class Interrupted(BaseException):
 class Interrupter:
     """Raises at the n-th point, counted from 1, at which a handler could run within chosen files, by default those of the package."""
 
+    error: type[Interrupted] = Interrupted
+
     def __init__(self, n: int, files: Files = in_package) -> None:
         """Stand ready to raise at point `n`, counted in those files."""
         self.n = n
@@ -137,7 +139,7 @@ class Interrupter:
                 sys.setprofile(None)
                 what = getattr(arg, "__qualname__", "") if event == "c_return" else ""
                 self.where = f"{event} {what} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
-                raise Interrupted
+                raise self.error
 
     def __enter__(self) -> Self:
         """Begin to count."""
