@@ -301,7 +301,7 @@ def allocate(member: Membership, nbytes: int, meta: bytes) -> Fresh | None:
 
 
 def trim(store: int) -> int:
-    """Give back the slabs of a store in which there is no array; returns how many bytes. Others' that are not in use stay mapped no longer."""
+    """Give back the slabs of a store in which there is no array; returns how many bytes. Unmap others' that are not in use."""
     with cells.Here.lock:
         slabs.drop_idle(store)
     return sum(stock.trim() for key, stock in list(_stocks.items()) if key[0] == store)
