@@ -34,6 +34,7 @@ from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._format.handle import BlockKey
 from shmarray._os import fences, processes, segments, words
+from shmarray.errors import ShmArrayError
 
 if TYPE_CHECKING:
     from shmarray.membership import Membership
@@ -117,6 +118,13 @@ def current_seat(member: Membership) -> Seat | None:
                 _wait(view.slab, view.cell)
         seat = member.seat = fresh
     return seat
+
+
+def renew_seat(member: Membership) -> None:
+    """After a fork, take another seat, so that what was dropped since is known to be. Whatever stands against it, it waits."""
+    with Here.lock, contextlib.suppress(ShmArrayError, OSError):
+        if member.seat is not None:
+            current_seat(member)
 
 
 def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | None, *, offered: bool) -> Root:
@@ -244,14 +252,12 @@ def _is_alone(member: Membership, slab: Slab, cell: int, mine: Seat | None) -> b
 
 def _handles(member: Membership, slab: Slab, number: int) -> list[str]:
     """List the paths of all handles in flight to an array; none where the store has ended."""
+    directory, mine = member.control.directory, f"{member.key.prefix}{names.IN_FLIGHT}{number:016x}."
     try:
-        if slab.links() == 1:
-            return []
+        found = segments.entries(directory, mine) if slab.links() > 1 else []
     except FileNotFoundError:
-        return []
-    directory = member.control.directory
-    mine = f"{member.key.prefix}{names.IN_FLIGHT}{number:016x}."
-    return [os.path.join(directory, entry) for entry in segments.entries(directory, mine)]
+        found = []
+    return [os.path.join(directory, entry) for entry in found]
 
 
 def is_there(slab: Slab, cell: int, number: int) -> bool:

@@ -245,6 +245,6 @@ def test_small_arrays_do_what_their_model_does(method: str) -> None:
     machine: Any = type(f"{method.title()}Machine", (SmallsMachine,), {"method": method})
     run = machine.TestCase
     deep = settings.get_current_profile_name() == "deep"
-    examples, steps = (200, 60) if deep else (10, 30) if method == "fork" else (2, 15)
+    examples, steps = (200, 60) if deep else (5, 25) if method == "fork" else (2, 12)
     run.settings = settings(max_examples=examples, stateful_step_count=steps)
     run("runTest").runTest()
