@@ -34,6 +34,7 @@ from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._format.handle import BlockKey
 from shmarray._os import fences, processes, segments, words
+from shmarray.errors import ShmArrayError
 
 if TYPE_CHECKING:
     from shmarray.membership import Membership
@@ -117,6 +118,13 @@ def current_seat(member: Membership) -> Seat | None:
                 _wait(view.slab, view.cell)
         seat = member.seat = fresh
     return seat
+
+
+def renew_seat(member: Membership) -> None:
+    """After a fork, take another seat, so that what was dropped since is known to be. Whatever stands against it, it waits."""
+    with Here.lock, contextlib.suppress(ShmArrayError, OSError):
+        if member.seat is not None:
+            current_seat(member)
 
 
 def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | None, *, offered: bool) -> Root:
@@ -234,11 +242,24 @@ def attach(member: Membership, key: BlockKey) -> Root:
 
 def _is_alone(member: Membership, slab: Slab, cell: int, mine: Seat | None) -> bool:
     """Say whether nobody but this process, since just now, looks at an array to which there is no handle: then it has gone before."""
+    if slab.word(cell, form.PINNED) or _handles(member, slab, slab.word(cell, form.NUMBER)):
+        return False
+    # After the look for handles: who loads one looks before it is gone.
     places = slab.layout
     column = bytes(slab.bytes[places.seats + cell : places.seats + form.SEATS * places.count : places.count])
     there = [index for index, byte in enumerate(column) if byte and (mine is None or index != mine.index)]
     alive = seats.alive(member, there) if there else {}
-    return not slab.word(cell, form.PINNED) and not any(column[index] == byte for index, byte in alive.items())
+    return not any(column[index] == byte for index, byte in alive.items())
+
+
+def _handles(member: Membership, slab: Slab, number: int) -> list[str]:
+    """List the paths of all handles in flight to an array; none where the store has ended."""
+    directory, mine = member.control.directory, f"{member.key.prefix}{names.IN_FLIGHT}{number:016x}."
+    try:
+        found = segments.entries(directory, mine) if slab.links() > 1 else []
+    except FileNotFoundError:
+        found = []
+    return [os.path.join(directory, entry) for entry in found]
 
 
 def is_there(slab: Slab, cell: int, number: int) -> bool:
@@ -311,14 +332,8 @@ def delete(view: View) -> bool:
     slab, member = view.slab, view.member
     slab.set_word(view.cell, form.STATE, form.DELETED)
     view.offered = True  # its cell is looked at before it is used again
-    try:
-        handles = slab.links() > 1
-    except FileNotFoundError:
-        return True  # the store has ended
-    if handles:
-        mine = f"{member.key.prefix}{names.IN_FLIGHT}{view.number:016x}."
-        for entry in segments.entries(member.control.directory, mine):
-            segments.unlink(os.path.join(member.control.directory, entry))
+    for path in _handles(member, slab, view.number):
+        segments.unlink(path)
     return True
 
 

@@ -99,6 +99,7 @@ def settle(member: Membership) -> None:
     """See to what this process has let go of: blocks whose end was cut short, and memory that others still had then."""
     blocks.settle()
     cells.settle()
+    cells.renew_seat(member)
     if member.pool is not None:
         member.pool.settle()
 

@@ -167,6 +167,7 @@ class Stock:
             if member is not None and not _busy:
                 try:
                     _busy.append(None)
+                    cells.renew_seat(member)
                     with contextlib.suppress(ShmArrayError, OSError):  # what others may still see stays
                         self.ask(member)
                 finally:

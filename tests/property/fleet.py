@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import shmarray as sa
+from tests.helpers import leaks
 
 
 def serve(store: sa.Store, line: Any) -> None:
@@ -53,6 +54,20 @@ def _do(store: sa.Store, held: dict[int, Any], verb: str, arguments: tuple[Any, 
     match verb, arguments:
         case "create", (slot, name, values):
             held[slot] = store.put(np.array(values, np.int64), name=name)
+        case "zeros", (slot, length):
+            held[slot] = store.zeros(length, np.int64)
+        case "guarded write", (slot, value):
+            with held[slot].write(timeout=30) as inside:
+                inside[...] = value
+        case "heal", (slot,):
+            with held[slot].write(timeout=30, heal=True):
+                pass
+        case "stay inside", (slot,):
+            access = held[slot].write(timeout=30)
+            access.__enter__()
+            held[-1 - slot] = access
+        case "trim", ():
+            return store.trim()
         case "create tree", (slot, values):
             tree = store.put({"first": np.array(values, np.int64), "rest": [np.zeros(2), (np.ones(1),)]})
             held[slot] = tree["first"]
@@ -83,3 +98,32 @@ def _do(store: sa.Store, held: dict[int, Any], verb: str, arguments: tuple[Any, 
         case _:
             raise ValueError(verb)
     return None
+
+
+class Worker:
+    """One worker process and what the model says it holds."""
+
+    def __init__(self, context: Any, store: sa.Store) -> None:
+        """Start it, and wait until it is there."""
+        # What this process happens to map, of earlier runs too, a forked child maps as well; the control file it leases anew.
+        control = os.stat(f"/dev/shm/shmarray.{os.geteuid()}.{store.id}.ctl").st_ino
+        self.inherited = {mapping.inode for mapping in leaks.mappings()} - {control}
+        self.line, its = context.Pipe()
+        self.process = context.Process(target=serve, args=(store, its))
+        self.process.start()
+        its.close()
+        self.held: dict[int, Any] = {}
+        self.do("names")
+
+    def ask(self, verb: str, *arguments: Any) -> tuple[str, Any]:
+        """Have a command carried out."""
+        self.line.send((verb, arguments))
+        assert self.line.poll(30), f"no answer to {verb} {arguments}"
+        answer: tuple[str, Any] = self.line.recv()
+        return answer
+
+    def do(self, verb: str, *arguments: Any) -> Any:
+        """Have a command carried out that must succeed."""
+        outcome, answer = self.ask(verb, *arguments)
+        assert outcome == "ok", f"{verb} {arguments}: {answer}"
+        return answer

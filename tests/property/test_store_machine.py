@@ -38,34 +38,6 @@ class _Array:
         """Not deleted, not replaced: handles to it can be loaded."""
 
 
-class _Worker:
-    """One worker process and what the model says it holds."""
-
-    def __init__(self, context: Any, store: sa.Store) -> None:
-        # What this process happens to map, of earlier runs too, a forked child maps as well; the control file it leases anew.
-        control = os.stat(f"/dev/shm/shmarray.{os.geteuid()}.{store.id}.ctl").st_ino
-        self.inherited = {mapping.inode for mapping in leaks.mappings()} - {control}
-        self.line, its = context.Pipe()
-        self.process = context.Process(target=fleet.serve, args=(store, its))
-        self.process.start()
-        its.close()
-        self.held: dict[int, _Array] = {}
-        self.do("names")  # it is there
-
-    def ask(self, verb: str, *arguments: Any) -> tuple[str, Any]:
-        """Have a command carried out."""
-        self.line.send((verb, arguments))
-        assert self.line.poll(30), f"no answer to {verb} {arguments}"
-        answer: tuple[str, Any] = self.line.recv()
-        return answer
-
-    def do(self, verb: str, *arguments: Any) -> Any:
-        """Have a command carried out that must succeed."""
-        outcome, answer = self.ask(verb, *arguments)
-        assert outcome == "ok", f"{verb} {arguments}: {answer}"
-        return answer
-
-
 class StoreMachine(RuleBasedStateMachine):
     """The machine; its subclasses say how the workers are started."""
 
@@ -78,7 +50,7 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.context = multiprocessing.get_context(self.method)
         self.store = sa.Store()
-        self.workers = [_Worker(self.context, self.store) for _ in range(WORKERS)]
+        self.workers = [fleet.Worker(self.context, self.store) for _ in range(WORKERS)]
         self.named: dict[str, _Array] = {}
         self.flying: list[_Array] = []
         """Arrays of handles that were pickled and never loaded; an anonymous one lives as long as it has one."""
@@ -189,7 +161,7 @@ class StoreMachine(RuleBasedStateMachine):
         os.kill(self.workers[worker].process.pid, signal.SIGKILL)
         self.workers[worker].process.join(30)
         self.workers[worker].line.close()
-        self.workers[worker] = _Worker(self.context, self.store)
+        self.workers[worker] = fleet.Worker(self.context, self.store)
 
     @rule(target=arrays, worker=workers, values=VALUES)
     def create_tree(self, worker: int, values: list[int]) -> Any:

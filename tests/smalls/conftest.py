@@ -22,4 +22,4 @@ def store() -> Iterator[sa.Store]:
 @pytest.fixture
 def step(request: pytest.FixtureRequest) -> int:
     """At every how many-th line to die."""
-    return 1 if request.config.getoption("--deep") else 7
+    return 1 if request.config.getoption("--deep") else 11
