@@ -74,7 +74,7 @@ class Stand:
 
     def drain(self) -> list[int]:
         """Take all there is, the dead being looked for; each item must be whole."""
-        # Who was reaped is gone; but its mappings, and the kernel's locks with them, are kept while anyone reads of them in /proc.
+        # The kernel drops the locks of who was reaped with its mappings, and whoever reads of those in /proc may keep them for a moment.
         wait_until(self._only_we_live, PATIENCE, "one who was killed is still thought to live")
         found: list[int] = []
         source = self.channel if self.mine is None else self.mine
