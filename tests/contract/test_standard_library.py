@@ -19,6 +19,8 @@ ATTACH = """
 import sys
 from multiprocessing import resource_tracker, shared_memory
 
+pytestmark = pytest.mark.usefixtures("each_in_a_file")
+
 untracked = sys.version_info >= (3, 13)
 memory = shared_memory.SharedMemory(sys.argv[1], **({"track": False} if untracked else {}))
 if not untracked:
