@@ -12,14 +12,14 @@ import pytest
 
 from tests.helpers.processes import run_command, run_script
 
+pytestmark = pytest.mark.usefixtures("each_in_a_file")
+
 if TYPE_CHECKING:
     import shmarray as sa
 
 ATTACH = """
 import sys
 from multiprocessing import resource_tracker, shared_memory
-
-pytestmark = pytest.mark.usefixtures("each_in_a_file")
 
 untracked = sys.version_info >= (3, 13)
 memory = shared_memory.SharedMemory(sys.argv[1], **({"track": False} if untracked else {}))
