@@ -26,7 +26,10 @@ _META = b'{"name":null,"leaves":[["|u1",[0],null,0]],"tree":null}'
 
 
 def guard_of(view: View) -> Guard:
-    """Give the guard of an array in a cell, the same one for every view in this process. Raises as `drafts.Draft` does."""
+    """Give the guard of an array in a cell, the same one for every view in this process. Raises as `drafts.Draft` does.
+
+    After the store has ended there is only one that this process has used before.
+    """
     segment = view.guard
     if segment is None:
         segment = _find(view)

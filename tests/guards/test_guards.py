@@ -486,13 +486,22 @@ def _added_to(array: sa.SharedArray) -> None:
 
 
 def test_guards_of_a_closed_store_say_so_or_work_and_never_hang() -> None:
-    """After the store closed, the mutex still excludes; asking for a reader's place may raise StoreClosedError."""
+    """After the store closed, the mutex still excludes; asking for a reader's place may raise StoreClosedError.
+
+    The guard of a small array is made when it is first used, which is too late then.
+    """
     with sa.Store() as store:
-        a = store.zeros(3)
-    with a.write(timeout=5) as x:
-        x[:] += 1
-    with contextlib.suppress(sa.StoreClosedError), a.read(timeout=5):
-        pass
+        named = store.zeros(3, name="a")
+        never, used = store.zeros(3), store.zeros(3)
+        with used.write():
+            pass
+    for a in (named, used):
+        with a.write(timeout=5) as x:
+            x[:] += 1
+        with contextlib.suppress(sa.StoreClosedError), a.read(timeout=5):
+            pass
+    with pytest.raises(sa.StoreClosedError):
+        never.write(timeout=5)
 
 
 def test_a_wrong_kind_of_guard_is_refused() -> None:
