@@ -209,6 +209,8 @@ def _dropped(view: View) -> None:
         slab.stock.dropped(slab, cell, known=view.offered or crossed)
     elif not slab.views:
         slabs.is_idle(view.member.key.store, slab)
+    if not slab.views and not view.member.is_open():
+        slabs.leave(view.member)
 
 
 def attach(member: Membership, key: BlockKey) -> Root:

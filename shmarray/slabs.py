@@ -183,6 +183,16 @@ def drop_idle(store: int) -> None:
             drop(store, key[1] << 32)
 
 
+def leave(member: Membership) -> None:
+    """After the store has ended: keep nothing of it mapped but what is in use, nor the seat when that is nothing. With that lock held."""
+    store = member.key.store
+    for key in list(_known):
+        if key[0] == store and not _known[key].views:
+            drop(store, key[1] << 32)
+    if not any(key[0] == store for key in list(_known)):
+        member.seat = None
+
+
 def made_for(stock: Any) -> list[Slab]:
     """Give the slabs out of which that stock gives, as they were made: it may not know of one yet."""
     return [slab for slab in list(_known.values()) if slab.stock is stock]

@@ -301,6 +301,12 @@ def allocate(member: Membership, nbytes: int, meta: bytes) -> Fresh | None:
         cells.settle()
 
 
+def leave(member: Membership) -> None:
+    """After the store was closed here: keep nothing of its slabs but what is in use."""
+    with cells.Here.lock:
+        slabs.leave(member)
+
+
 def trim(store: int) -> int:
     """Give back the slabs of a store in which there is no array; returns how many bytes. Unmap others' that are not in use."""
     with cells.Here.lock:

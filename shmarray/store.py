@@ -267,6 +267,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         # Another object of the same store, from a pickle or `connect`, ends it no more than another process does.
         if self._at_exit is not None and self._member.is_owner:
             self._member.close()
+            stocks.leave(self._member)
             self._at_exit.cancel()
 
     def __enter__(self) -> Self:

@@ -123,6 +123,7 @@ def test_containers_of_arrays_travel_as_handles(store: sa.Store) -> None:
     assert arrays["key 3"][0].sum() == 3 << 16
 
 
+@pytest.mark.usefixtures("each_in_a_file")
 def test_an_array_is_mapped_once_however_often_it_is_loaded(store: sa.Store) -> None:
     """Loading, looking up and loading views adds no second mapping, and no descriptor stays open."""
     for name in (None, "x"):

@@ -19,6 +19,8 @@ from shmarray._os import flocks, segments
 from tests.helpers import leaks
 from tests.helpers.processes import kill_and_reap, wait_until
 
+pytestmark = pytest.mark.usefixtures("each_in_a_file")
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

@@ -21,6 +21,7 @@ FREE = {
     *range(layout.USED_AT, layout.USED_AT + 8),
     *range(layout.CHANGES_AT, layout.CHANGES_AT + 8),
     *range(layout.EPOCHS_AT, layout.EPOCHS_AT + 8 * layout.SLOTS),
+    *range(layout.SEAT_EPOCHS_AT, layout.SEAT_EPOCHS_AT + 8 * layout.SEATS),
 }
 
 
