@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from shmarray.channels.flow import Flow, Side
-    from shmarray.channels.lenders import Lender, Source
+    from shmarray.channels.lenders import Keeper, Lender, Source
 
 _LINGER = 1.0
 """Seconds for which the thread is kept when nobody waits."""
@@ -189,7 +189,7 @@ class Received:
 
     __slots__ = ("_channel", "item")
 
-    def __init__(self, channel: Lender, side: Side | None, keep: object = None) -> None:
+    def __init__(self, channel: Lender, side: Side | None, keep: Keeper | None = None) -> None:
         """Stand ready; `item` has the sequence, time, and so on, and keeps what shall not end before it."""
         self._channel = channel
         self.item = Receipt(channel, side, 0, keep)

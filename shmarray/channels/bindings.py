@@ -16,7 +16,7 @@ import numpy as np
 from shmarray import arrays, contents, guards, objects
 from shmarray._format import channel as form
 from shmarray._os import mutexes
-from shmarray.channels import hands, quick
+from shmarray.channels import hands, holds, quick
 from shmarray.channels.flow import Flow
 from shmarray.channels.forms import Form
 from shmarray.channels.roles import Role
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from shmarray._os import segments
     from shmarray.channels.flow import Side
+    from shmarray.channels.holds import Hold
 
 MOST_SLOTS = 1 << 16
 SMALL = 64 << 10
@@ -43,8 +44,8 @@ class Binding(objects.SharedObject):
 
     __slots__ = (
         *("_data", "_dtype", "_finalizer", "_flow", "_form", "_generation", "_get_now", "_giving"),
-        *("_is_quick", "_number", "_put_now", "_reads", "_roles", "_seats", "_shape"),
-        *("_side", "_soon", "_taking", "_writes"),
+        *("_is_quick", "_lends", "_number", "_put_now", "_reads", "_roles", "_seats", "_shape"),
+        *("_side", "_soon", "_takes", "_taking", "_writes"),
     )
 
     def _attached(self) -> None:
@@ -61,6 +62,8 @@ class Binding(objects.SharedObject):
         self._side: Side | None = None
         self._seats: dict[int, Seat] = {}
         self._generation = -1
+        self._lends: list[Hold] = []
+        self._takes: list[Hold] = []
         self._finalizer: weakref.finalize[Any, Any] | None = None
         count = self._words[form.SLOTS]
         self._writes: list[Any] = [None] * count
@@ -146,6 +149,10 @@ class Binding(objects.SharedObject):
     def _short_taking(self) -> hands.Taking | None:
         """The short way for consumers, likewise."""
         return self._taking if self._generation == guards.Process.generation else None
+
+    def _new_hold(self, side: Side | None) -> Hold:
+        """Make what has slots in hand, of a subscription if that is the side."""
+        return holds.fresh(objects.segment_of(self), None if self._words[form.MODE] == form.QUEUE else side)
 
     def _view(self, slot: int, lengths: Sequence[int], *, write: bool) -> Any:
         """View a slot as an item; whoever gets it cannot change what is kept here."""

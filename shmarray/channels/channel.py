@@ -12,7 +12,7 @@ import numpy as np
 
 from shmarray import guards, objects
 from shmarray._format import channel as form
-from shmarray.channels import aio, bindings, statistics, tasks
+from shmarray.channels import aio, bindings, holds, statistics, tasks
 from shmarray.channels.loans import Loan, Receipt, steps
 from shmarray.channels.subscriptions import Subscription
 
@@ -188,6 +188,7 @@ class Channel(bindings.Binding):
 
     def _get(self, side: Side, deadline: float | None) -> Any:
         """Take the next item by that side, and copy it."""
+        holds.settle()  # a subscription has one item in hand at a time
         flow = self._flow
         got: list[int] = []
         begun = [0]

@@ -236,6 +236,13 @@ class Flow(Waits):
             side.lay_down(got[0])
             got.clear()
 
+    def let_go(self, got: list[int]) -> None:
+        """Give back the slot in `got`, to be filled or an item of a queue, of a block that was left without its end (`holds`)."""
+        me = self.slots.parties.me()
+        if not self.briefly(self.slots.get_latch, self.slots.let_go, got, me):
+            self.slots.let_go(got, me)
+        self.after_giving_back()
+
     def after_giving_back(self) -> None:
         """Wake those who wait for a slot, or for all to be done."""
         if self.words[form.PUTTERS]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shmarray.channels.flow import Flow, Side
     from shmarray.channels.forms import Form
     from shmarray.channels.hands import Giving, Taking
+    from shmarray.channels.holds import Hold
 
 
 class Lender(Protocol):
@@ -22,8 +23,10 @@ class Lender(Protocol):
     _array: Any
     _flow: Flow
     _form: Form
+    _lends: list[Hold]
     _side: Side | None
     _soon: Callable[[Callable[[list[int]], Any], float | None], Any] | None
+    _takes: list[Hold]
     _words: Any
 
     def put(self, obj: Any, block: bool = True, timeout: float | None = None, *, meta: Any = None) -> bool:  # noqa: FBT001, FBT002
@@ -44,6 +47,9 @@ class Lender(Protocol):
     def _short_taking(self) -> Taking | None:
         """The short way for consumers."""
 
+    def _new_hold(self, side: Side | None) -> Hold:
+        """Make what has slots in hand, of a subscription if that is the side."""
+
     def _view(self, slot: int, lengths: Sequence[int], *, write: bool) -> Any:
         """View a slot."""
 
@@ -58,6 +64,12 @@ class Lender(Protocol):
 
     def _meta(self, record: int) -> Any:
         """Metadata of the item whose record that is."""
+
+
+class Keeper(Protocol):
+    """A subscription, as an item sees it that was taken by it."""
+
+    _takes: list[Hold]
 
 
 class Source(Protocol):

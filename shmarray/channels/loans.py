@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     from shmarray.channels.flow import Side
     from shmarray.channels.hands import Taking
-    from shmarray.channels.lenders import Lender, Source
+    from shmarray.channels.holds import Hold
+    from shmarray.channels.lenders import Keeper, Lender, Source
+
+_NOTHING: list[int] = []
+"""What all have in hand who have nothing in hand; nothing is ever put into it."""
 
 
 class Loan:
@@ -27,7 +31,10 @@ class Loan:
     The array is the slot itself: once out of the block it must not be written any more.
     """
 
-    __slots__ = ("_channel", "_generation", "_got", "_lengths", "_shape", "_short", "_timeout", "meta", "published")
+    __slots__ = (
+        *("_channel", "_generation", "_got", "_hold", "_lengths", "_shape"),
+        *("_short", "_timeout", "meta", "published"),
+    )
 
     meta: Any
     """What goes with the item; may be set inside the block. Anything that pickles into the channel's `meta_bytes`."""
@@ -39,16 +46,23 @@ class Loan:
         self._channel = channel
         self._timeout = timeout
         self._shape = shape
-        self._got: list[int] = []
+        self._got = _NOTHING
+        self._hold: Hold | None = None
         self.meta = meta
         self.published = False
 
     def __enter__(self) -> Any:
         """Claim a slot; gives its arrays. Raises `queue.Full`, `ChannelClosedError`, `StoreClosedError`, `ShapeError`."""
-        channel, got = self._channel, self._got
-        _only_once(got)
+        channel = self._channel
+        _only_once(self._got)
         self._lengths = lengths = channel._form.lengths(self._shape)
         self._short = short = channel._short_giving()
+        try:
+            hold = channel._lends.pop()
+        except IndexError:
+            hold = channel._new_hold(None)
+        self._hold, self._got = hold, hold.got
+        got = hold.got
         try:
             if short is None or not short.claim(got):
                 deadline = objects.deadline_of(self._timeout)
@@ -67,8 +81,11 @@ class Loan:
     ) -> None:
         """Publish, or drop. Raises `ValueError` for metadata that are too large; then it was dropped."""
         got = self._got
-        if not got or self._generation != guards.Process.generation:
+        if self._generation != guards.Process.generation:
             return  # in a child that was forked inside the block, the slot is the parent's
+        if not got:
+            self._drop()
+            return
         channel, short = self._channel, self._short
         try:
             if kind is None:
@@ -76,6 +93,7 @@ class Loan:
                 if short is None or not short.publish(got):
                     channel._flow.publish(got, channel._flow.slots.parties.me())
                 self.published = True
+                self._rest()
             else:
                 self._drop()
         except BaseException:
@@ -86,6 +104,13 @@ class Loan:
         if self._got:
             flow = self._channel._flow
             flow.discard(self._got, flow.slots.parties.me())
+        self._rest()
+
+    def _rest(self) -> None:
+        """Let the hold be used by others."""
+        hold, self._hold, self._got = self._hold, None, _NOTHING
+        if hold is not None:
+            self._channel._lends.append(hold)
 
 
 class Receipt:
@@ -98,7 +123,9 @@ class Receipt:
         "_channel",
         "_generation",
         "_got",
+        "_hold",
         "_keep",
+        "_pool",
         "_short",
         "_side",
         "_timeout",
@@ -117,19 +144,28 @@ class Receipt:
     missed: int
     """Of a broadcast: how many items were dropped, for this subscription, since the one before."""
 
-    def __init__(self, channel: Lender, side: Side | None, timeout: float | None, keep: object = None) -> None:
+    def __init__(self, channel: Lender, side: Side | None, timeout: float | None, keep: Keeper | None = None) -> None:
         """Stand ready; nothing is taken before the `with` block begins. `keep` is what ends when it is dropped, and its slots with it."""
         self._channel = channel
         self._keep = keep
         self._side = side
         self._timeout = timeout
-        self._got: list[int] = []
+        self._got = _NOTHING
+        self._hold: Hold | None = None
+        self._pool = channel._takes if keep is None else keep._takes
 
     def __enter__(self) -> Any:
         """Take the next item; gives its arrays. Raises `queue.Empty`, `ChannelClosedError`, `StoreClosedError`."""
-        channel, got = self._channel, self._got
-        _only_once(got)
+        channel = self._channel
+        _only_once(self._got)
         self._short = short = None if self._side is not None else channel._short_taking()
+        try:
+            hold = self._pool.pop()
+        except IndexError:
+            side = self._side or channel._side or channel._consuming(objects.deadline_of(self._timeout))
+            hold = channel._new_hold(side)
+        self._hold, self._got = hold, hold.got
+        got = hold.got
         try:
             if short is None or not short.take(got):
                 deadline = objects.deadline_of(self._timeout)
@@ -187,11 +223,19 @@ class Receipt:
         got, short = self._got, self._short
         if got and (short is None or not short.give_back(got)):
             self._channel._flow.give_back(self._taker(), got)
+        self._rest()
 
     def _leave(self) -> None:
         """Leave an item that nobody has seen to the next."""
         if self._got:
             self._channel._flow.untake(self._taker(), self._got)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Let the hold be used by others."""
+        hold, self._hold, self._got = self._hold, None, _NOTHING
+        if hold is not None:
+            self._pool.append(hold)
 
     def _taker(self) -> Side:
         """Give the side by which it was taken: of a queue the channel's, which may be closed by now."""

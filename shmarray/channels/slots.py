@@ -204,6 +204,14 @@ class Slots:
             self._words[form.HINT] = slot
             self._words[self.records[slot]] = form.FREE
 
+    def let_go(self, got: list[int], me: int) -> bool:
+        """Let the slot in `got`, which was claimed or taken and is in nobody's hand any more, be free. Gives True. Needs no lock."""
+        if got and self._words[self.records[got[0]]] in (form.LOANED | me, form.TAKEN | me):
+            self._words[form.HINT] = got[0]
+            self._words[self.records[got[0]]] = form.FREE
+        got.clear()
+        return True
+
     def untake(self, slot: int, me: int) -> None:
         """Give an item that was taken and not seen to the next who asks. May be repeated."""
         record = self.records[slot]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shmarray.channels.flow import Flow
+    from shmarray.channels.holds import Hold
 
 _forks = [0]
 
@@ -107,7 +108,7 @@ class Subscription:
     [1 2 3] [1 2 3]
     """
 
-    __slots__ = ("_channel", "_seat", "side")
+    __slots__ = ("_channel", "_seat", "_takes", "side")
 
     side: SubscriptionSide
 
@@ -116,6 +117,7 @@ class Subscription:
         self._channel = channel
         self._seat = seat
         self.side = seat.side
+        self._takes: list[Hold] = []
 
     @classmethod
     def make(cls, channel: Any) -> Self:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shmarray import objects
 from shmarray._format import channel as form
 from shmarray._os import futexes
+from shmarray.channels import holds
 from shmarray.channels.slots import Slots
 from shmarray.channels.subscribers import Subscribers
 from shmarray.errors import ChannelClosedError
@@ -174,10 +175,11 @@ class Waits:
         self._count_out(form.GETTERS, ticket)
 
     def look_now_and_then(self, pause: float = SLICE) -> None:
-        """Look for the dead if that was not done, by this process, for so many seconds."""
+        """Look for the dead, and for what this process itself has lost, if that was not done, by this process, for so many seconds."""
         now = _clock()
         if now - self._looked >= pause:
             self._looked = now
+            holds.settle()
             self.look_for_deaths()
 
     # -- waking --------------------------------------------------------------------------------------------------------

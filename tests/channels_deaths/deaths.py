@@ -64,17 +64,16 @@ _RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERA
 
 
 class _Interrupter(Interrupter):
-    """Raises everywhere but on entry of an `__exit__`: Python calls that no second time, so what it was to give back stays in hand.
+    """Raises everywhere but where a generator or coroutine goes on.
 
-    Nor where a generator or coroutine goes on: a handler's exception comes out of the `yield`, with the blocks around it; a profiler's
-    before it, without them.
+    There a handler's exception comes out of the `yield`, with the blocks around it; a profiler's before it, without them.
     """
 
     error = CtrlC
 
     def _event(self, frame: FrameType, event: str, arg: Any) -> None:
         code = frame.f_code
-        if event != "call" or not (code.co_name == "__exit__" or code.co_flags & _RESUMED):
+        if event != "call" or not code.co_flags & _RESUMED:
             super()._event(frame, event, arg)
 
 

@@ -74,6 +74,8 @@ class Stand:
 
     def drain(self) -> list[int]:
         """Take all there is, the dead being looked for; each item must be whole."""
+        # The kernel drops the locks of who was reaped with its mappings, and whoever reads of those in /proc may keep them for a moment.
+        wait_until(self._only_we_live, PATIENCE, "one who was killed is still thought to live")
         found: list[int] = []
         source = self.channel if self.mine is None else self.mine
         for _ in range(2):
@@ -85,6 +87,10 @@ class Stand:
                     found.append(int(item[0]))
                     self.channel.task_done()
         return found
+
+    def _only_we_live(self) -> bool:
+        slots = self.channel._flow.slots
+        return slots._named() - {slots.parties.me()} <= slots.dead()
 
     def books(self) -> Books:
         """Look at the counts."""

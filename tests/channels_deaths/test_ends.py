@@ -25,10 +25,10 @@ OWNER = """
 import sys, numpy as np, shmarray as sa
 from tests.helpers.processes import report
 with sa.Store("ends-" + sys.argv[1]) as store:
-    channel = store.channel(4, np.int64, slots=1, name="full")
+    channel = store.channel(4, np.int64, slots=1, name="full", stay=True)
     channel.put(np.arange(4))
-    store.channel(4, np.int64, slots=1, name="empty").put(np.arange(4))
-    store.channel(4, np.int64, slots=1, name="broadcast", mode="broadcast").put(np.arange(4))
+    store.channel(4, np.int64, slots=1, name="empty", stay=True).put(np.arange(4))
+    store.channel(4, np.int64, slots=1, name="broadcast", mode="broadcast", stay=True).put(np.arange(4))
     report("open")
     input()
 """
@@ -56,7 +56,10 @@ def wait_all(store: sa.Store) -> list[tuple[str, Callable[[], object], Callable[
 
 @pytest.mark.parametrize("how", ["killed", "closed"])
 def test_who_waits_in_a_store_whose_owner_has_gone_is_told(how: str) -> None:
-    """`StoreClosedError`, whatever it waits for: a slot, an item, or the end of all work."""
+    """`StoreClosedError`, whatever it waits for: a slot, an item, or the end of all work.
+
+    With `stay`: the owner is the only producer too, and a stream that ends with its producers may be found to have ended first.
+    """
     name = f"{os.getpid()}-{how}"
     with Child(OWNER, name) as owner:
         owner.wait_for("open")

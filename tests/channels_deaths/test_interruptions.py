@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import queue
@@ -94,7 +95,9 @@ OF_COROUTINES = {
 
 
 def settle(stand: Stand) -> None:
-    """Be done with what was had."""
+    """Be done with what was had; let go of what an exception keeps in circles, so that what was in hand of it comes back."""
+    if stand.channel.stats().held:
+        gc.collect()
     if stand.had is not None:
         stand.had = None
         stand.channel.task_done()

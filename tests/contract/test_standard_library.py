@@ -12,6 +12,8 @@ import pytest
 
 from tests.helpers.processes import run_command, run_script
 
+pytestmark = pytest.mark.usefixtures("each_in_a_file")
+
 if TYPE_CHECKING:
     import shmarray as sa
 
