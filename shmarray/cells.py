@@ -302,19 +302,17 @@ def offer(view: View) -> BlockKey:
         if member.state() != layout.OPEN:
             raise member.closed_error() from None
         raise blocks.not_found(member, view.key, "has been deleted") from None
-    if words.load(hold, layout.STATE_AT) != layout.OPEN:
-        segments.unlink(claim)
-        raise member.closed_error()
-    # Its maker may have looked for handles just before this link; at the seats it looks after that. The byte stays until then.
-    if slab.word(view.cell, form.ASKED):
-        try:
+    try:
+        if words.load(hold, layout.STATE_AT) != layout.OPEN:
+            raise member.closed_error()
+        # Its maker may have looked for handles just before this link; at the seats it looks after that. The byte stays until then.
+        if slab.word(view.cell, form.ASKED):
             _wait(slab, view.cell)
-        except BaseException:
-            segments.unlink(claim)
-            raise
-    if not is_live(view):
+        if not is_live(view):
+            raise blocks.not_found(member, view.key, "has been deleted")
+    except BaseException:
         segments.unlink(claim)
-        raise blocks.not_found(member, view.key, "has been deleted")
+        raise
     if keeping.destination.ending:
         keeping.destination.made.append(claim)
     return key

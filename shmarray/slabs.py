@@ -201,12 +201,13 @@ def made_for(stock: Any) -> list[Slab]:
 def make(member: Membership, size: int, count: int, stock: Any) -> Slab:
     """Make a slab of `count` cells of `size` bytes, of which this process is the maker. Raises as `drafts.Draft` does."""
     while True:
-        with contextlib.suppress(ArrayExistsError):  # of that number; then with another one
-            return _made(member, size, count, stock)
+        number = form.slab_number(int.from_bytes(os.urandom(4), "little"))
+        if not segments.exists(member.block_prefix + names.slab(number)):
+            with contextlib.suppress(ArrayExistsError):  # since just now
+                return _made(member, number, size, count, stock)
 
 
-def _made(member: Membership, size: int, count: int, stock: Any) -> Slab:
-    number = form.slab_number(int.from_bytes(os.urandom(4), "little"))
+def _made(member: Membership, number: int, size: int, count: int, stock: Any) -> Slab:
     places = form.Layout(size, count)
     leaf = ["|u1", [places.nbytes], None, 0]
     meta = _write(
@@ -227,7 +228,7 @@ def _made(member: Membership, size: int, count: int, stock: Any) -> Slab:
         slab = Slab(number, path, member.key.uid, places, segment, processes.me())
         slab.stock = stock
         try:
-            draft.publish(segment, sole=True)
+            draft.publish(segment)
             segment.tag = None  # which holds the membership: it is to end when nothing in a slab is in use
             return enter(member, slab)
         except ArrayExistsError:

@@ -320,3 +320,19 @@ def test_numbers_never_recur(store: sa.Store) -> None:
     del slab
     store.trim()
     assert files(store) == set()
+
+
+@pytest.mark.parametrize("capacity", [None, 32 << 20])
+def test_a_slab_whose_number_is_taken_gets_another(capacity: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the one that has it stays what it is."""
+    with sa.Store(capacity=capacity) as store:
+        serial = next_serial()
+        array = made(store, serial)
+        (before,) = files(store, "s.")
+        numbers = [place_of(array)[0], place_of(array)[0] ^ 1 << 40]
+        monkeypatch.setattr(form, "slab_number", lambda _: numbers.pop(0) if len(numbers) > 1 else numbers[0])
+        other = store.ones(700)
+        assert files(store, "s.") > {before}
+        assert place_of(other)[0] == numbers[0]
+        assert is_whole(pickle.loads(pickle.dumps(array)), serial)
+        assert other.sum() == 700

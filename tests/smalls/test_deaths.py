@@ -214,6 +214,16 @@ def test_others_go_on_when_one_is_killed_at_any_line(deed: Callable[[Stand], Non
     assert deaths.sweep(stand.ready, lambda: deed(stand), verify, step) > 2
 
 
+@pytest.mark.parametrize("deed", [make, put_question])
+def test_others_go_on_when_a_maker_is_killed_in_a_store_with_a_capacity(
+    deed: Callable[[Stand], None], step: int
+) -> None:
+    """There what is being made has a name before."""
+    with sa.Store(capacity=32 << 20) as store:
+        stand = Stand(store)
+        assert deaths.sweep(stand.ready, lambda: deed(stand), stand.verify, 3 * step) > 2
+
+
 MAKER = """
 import os, sys
 from tests.helpers.tracing import kill_at

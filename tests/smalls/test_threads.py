@@ -202,3 +202,44 @@ def test_a_child_forked_by_a_thread_at_work_goes_on(store: sa.Store) -> None:
     assert reap(pid) == 0
     go.set()
     thread.join()
+
+
+UNDER_WAY = """
+import os, pickle, sys, threading
+hooks = []
+os.register_at_fork(before=lambda: [hook() for hook in hooks])  # registered first, called last: all of ours have run
+import shmarray as sa
+from tests.smalls.things import ask, is_whole, made
+had = []
+with sa.Store() as store:
+    if sys.argv[1] != "make first":
+        made(store, 1)
+    handle = pickle.dumps(made(store, 2)) if sys.argv[1] == "load" else b""
+    def act():
+        had.append(pickle.loads(handle) if handle else made(store, 2))
+    def in_a_thread():
+        thread = threading.Thread(target=act)
+        thread.start()
+        thread.join()
+    hooks.append(in_a_thread)
+    go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(go[0], 1)
+        os._exit(0 if is_whole(had[0], 2) else 1)
+    hooks.clear()
+    had.clear()
+    for n in range(5):
+        ask(store)
+        arrays = [made(store, 100 + n) for n in range(50)]
+        del arrays
+    os.write(go[1], b"!")
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("what", ["make", "make first", "load"])
+def test_what_another_thread_has_of_late_while_a_fork_is_under_way_the_child_has_too(what: str) -> None:
+    """It was made or loaded when the hooks that come before a fork had run; its cell is not used again while the child lives."""
+    assert run_script(UNDER_WAY, what).expect() == "0\n"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmarray import cells, stocks
+from shmarray._format import names
 from tests.helpers import leaks
 from tests.helpers.processes import Child
 
@@ -64,6 +65,11 @@ def files(store: sa.Store, kind: str = "") -> set[str]:
     """Files of a store but for its control file, as seen from outside; those whose kind that is."""
     prefix = f".{store.id}.{kind}"
     return {entry for entry in leaks.shm_entries() if prefix in entry and not entry.endswith(".ctl")}
+
+
+def handles(store: sa.Store) -> set[str]:
+    """Handles in flight to small arrays, as seen from outside."""
+    return {entry for entry in files(store, "h.") if (names.number_of(entry[entry.index(".h.") + 1 :]) or 0) >> 63}
 
 
 def loading(handle: bytes) -> str:

@@ -451,10 +451,10 @@ def test_warm_memory_that_cannot_be_mapped_is_no_obstacle(store: sa.Store, monke
     free(store)
     real = segments.map_shared
 
-    def map_shared(fd: Any, size: int, *, populate: bool = False) -> Any:
+    def map_shared(fd: Any, size: int, *, populate: bool = False, **others: Any) -> Any:
         if populate:
             raise OSError(12, "no more addresses")
-        return real(fd, size)
+        return real(fd, size, **others)
 
     monkeypatch.setattr(segments, "map_shared", map_shared)
     array = store.full(N, 3.0)
