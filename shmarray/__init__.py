@@ -8,7 +8,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
 
     cli, demo       python -m shmarray
     inspection      what all stores of a user hold, who holds it
-    store           Store, connect
+    store, settings   Store, connect; what a user may say of a new store
     census          names, statistics and self-check of a store
     hosting         custom types, pools and managers in a process of their own
     guardian        the process that cleans up after a killed owner
@@ -21,9 +21,10 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     memory, sync, values   what else multiprocessing has; all of these are loaded when first used
     keepers         shared objects that keep others
     objects         shared objects that are not arrays: their base
-    trees, arrays, wholes   SharedTree, SharedArray, their handles
-    locks, guards, guardwords   exclusive and shared access that survives its holder
-    contents        what a block holds, in NumPy's terms
+    trees, making, arrays, wholes   SharedTree, SharedArray, their handles
+    locks, cellguards, guards, guardwords   exclusive and shared access that survives its holder
+    contents, smalls   what a block holds, in NumPy's terms; small arrays
+    stocks, cells, slabs, seats   small arrays in cells of larger blocks, and who looks at them
     drafts, deletion   a block in the making; its end on request
     blocks          one block from birth to unlink
     warm            memory of freed blocks that is used again
@@ -31,7 +32,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     founding, membership, leasing, controls   opening a store; taking part in one; its lease; reading any
     exhaustion      what to say when there is no more
     shields         keeping the cycle collector from a mapping
-    reaper          who may remove which name, on what proof
+    reaper, slabfiles   who may remove which name, on what proof
     _format         bytes and records, pure
     _os             the kernel
     errors          every error

@@ -7,15 +7,12 @@ Must not know: files, locks, headers; how anything survives a SIGKILL (`membersh
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
-
-from shmarray import blocks, census, controls, deletion, exhaustion, founding, membership, objects, stocks
+from shmarray import blocks, census, controls, deletion, exhaustion, founding, membership, objects, settings, stocks
 from shmarray._format import names
-from shmarray._os import late, limits, segments
+from shmarray._os import late
 from shmarray.constructors import Constructors
 from shmarray.errors import ArrayExistsError, ArrayNameError, ArrayNotFoundError
 from shmarray.filing import Filing
@@ -26,14 +23,12 @@ from shmarray.vocabulary import Vocabulary
 from shmarray.warm import Pool
 
 if TYPE_CHECKING:
+    import os
     from multiprocessing import util
     from types import TracebackType
 
     from shmarray.census import Problem, StoreStats
     from shmarray.membership import Membership
-
-_SMALL = 32 << 10  # bytes; the environment may say otherwise
-_ON_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs"})
 
 
 class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
@@ -86,13 +81,15 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         if name is not None:
             names.check(name, "a store")
         hosted.check_network(address, authkey)
-        place = _check_directory(directory)
-        kept = None if warm is None else _check_bytes(warm, "warm", least=0)
-        bound = _check_small(small, place)
+        place = settings.check_directory(directory)
+        kept = None if warm is None else settings.check_bytes(warm, "warm", least=0)
+        bound = settings.check_small(small, place)
         self._closed = False
         self._at_exit: util.Finalize[None] | None = None
         with exhaustion.explained(place, 0):
-            self._member = founding.found(name, place, _check_capacity(capacity), _check_guard(guard), bound)
+            self._member = founding.found(
+                name, place, settings.check_capacity(capacity), settings.check_guard(guard), bound
+            )
         self._member.pool = Pool(self._member, kept)
         try:
             # After other exit work: worker processes have been joined then, and have dropped what they held.
@@ -301,55 +298,6 @@ def connect(name: str) -> Store:
 def _join(uid: int, store: int) -> Store:
     """Load a pickled store."""
     return Store._connected(membership.join(names.StoreKey(uid, store)))
-
-
-def _check_capacity(capacity: object) -> int | None:
-    return None if capacity is None else _check_bytes(capacity, "capacity", least=1)
-
-
-def _check_bytes(number: object, what: str, *, least: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-        message = f"{what} must be a number of bytes, not {number!r}"
-        raise TypeError(message)
-    if number < least:
-        message = (
-            f"{what} must be a {'positive ' if least else ''}number of bytes{'' if least else ', or 0'}, not {number!r}"
-        )
-        raise ValueError(message)
-    return int(number)
-
-
-def _check_small(small: object, place: str) -> int:
-    if place != segments.SHM_DIRECTORY:
-        if small is not None and _check_bytes(small, "small", least=0):
-            message = "small must be 0 or left out with directory=...: only arrays in shared memory share files"
-            raise ValueError(message)
-        return 0
-    setting = os.environ.get("SHMARRAY_SMALL", "")
-    default = int(setting) if setting.isdecimal() else _SMALL
-    return default if small is None else _check_bytes(small, "small", least=0)
-
-
-def _check_guard(guard: str | None) -> str | None:
-    if guard not in (None, "robust", "multiprocessing"):
-        message = f"guard must be 'robust' or 'multiprocessing', not {guard!r}"
-        raise ValueError(message)
-    return guard
-
-
-def _check_directory(directory: str | os.PathLike[str] | None) -> str:
-    if directory is None:
-        return segments.SHM_DIRECTORY
-    place = os.path.realpath(os.fspath(directory)) if os.fspath(directory) else ""
-    if not os.path.isdir(place):
-        kind = NotADirectoryError if os.path.exists(place) else FileNotFoundError
-        message = f"directory={os.fspath(directory)!r} is not a directory; make it first, or leave the argument out"
-        raise kind(message)
-    system = limits.file_system(place)
-    if system in _ON_NETWORK:
-        message = f"directory={os.fspath(directory)!r} is on a network file system ({system}), whose locks cannot prove a death"
-        raise ValueError(message)
-    return place
 
 
 __all__ = ["Store", "connect"]

@@ -56,6 +56,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("guardian",),
     ("hosting",),
     ("census",),
+    ("settings",),
     ("store",),
     ("inspection",),
     ("__init__",),
