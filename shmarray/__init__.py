@@ -24,12 +24,12 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     trees, making, arrays, wholes   SharedTree, SharedArray, their handles
     locks, cellguards, guards, guardwords   exclusive and shared access that survives its holder
     contents, smalls   what a block holds, in NumPy's terms; small arrays
-    stocks, cells, slabs, seats   small arrays in cells of larger blocks, and who looks at them
-    drafts, deletion   a block in the making; its end on request
+    deletion, stocks, cells, slabs   ends on request; small arrays in cells of larger blocks, and who looks at them
+    drafts          a block in the making
     blocks          one block from birth to unlink
     warm            memory of freed blocks that is used again
     memories, keeping, blockfiles   one such file; handles; the file of a block
-    founding, membership, leasing, controls   opening a store; taking part in one; its lease; reading any
+    founding, seats, membership, leasing, controls   opening a store; seats in slabs; taking part; its lease; reading any
     exhaustion      what to say when there is no more
     shields         keeping the cycle collector from a mapping
     reaper, slabfiles   who may remove which name, on what proof
