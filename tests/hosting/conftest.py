@@ -45,8 +45,8 @@ def _no_host_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def common() -> Iterator[Things]:
-    """An open store whose host runs, for all tests of a module that do it no harm."""
-    with Things() as opened:
+    """An open store whose host runs, for all tests of a module that do it no harm; none of them leaves a slab in it."""
+    with Things(small=0) as opened:
         opened.manager()
         yield opened
 

@@ -41,7 +41,9 @@ def interrupt_everywhere(
 
 
 def files_of(store: sa.Store) -> set[str]:
-    """Files of a store, as seen from outside, but for the control file."""
+    """Files of a store, as seen from outside, but for the control file and what this process keeps for the next small arrays."""
+    if not store.closed:
+        store.trim()
     return {entry for entry in leaks.shm_entries() if f".{store.id}." in entry and not entry.endswith(".ctl")}
 
 
