@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 _load = words.WORD_FORMAT.unpack_from
+GONE = "is not there: it was deleted, or all who held it have gone"
 KEEPS = "keeps"
 """In the cache of a block: other blocks' handles lie in it."""
 WARM = "warm"
@@ -248,7 +249,7 @@ def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segment
             raise
     if member.state() != layout.OPEN:
         raise member.closed_error()
-    raise not_found(member, key, "is not there: it was deleted, or all who held it have gone")
+    raise not_found(member, key, GONE)
 
 
 def lookup(member: Membership, name: str) -> segments.Segment:

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 Root = np.ndarray[Any, np.dtype[Any]]
 _BYTE = np.dtype(np.uint8)
 _frombuffer = np.frombuffer
-_GONE = "is not there: it was deleted, or all who held it have gone"
 _PAUSE, _LOOK_AFTER, _PATIENCE = 20e-6, 0.05, 10.0  # seconds
 
 
@@ -139,7 +138,7 @@ def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | No
             view.offered = view.offered or offered
             return root
         if view.number == slab.word(cell, form.NUMBER):
-            raise blocks.not_found(member, BlockKey(member.key.uid, member.key.store, number, None, None), _GONE)
+            raise blocks.not_found(member, BlockKey(member.key.uid, member.key.store, number, None, None), blocks.GONE)
         # Another thread's, of a handle to what is gone, which it is about to drop: it will strike out nothing of this one.
     if slab.stock is not None and slab.word(cell, form.ASKED):
         # In the midst of this thread's own asking, for the lock is held: who looks now is not to wait for the answer, but is one.
@@ -237,7 +236,7 @@ def attach(member: Membership, key: BlockKey) -> Root:
         if is_there(slab, cell, key.block) and not (is_new and _is_alone(member, slab, cell, seat)):
             return root
     del root  # now, and not with the traceback
-    raise blocks.not_found(member, key, _GONE)
+    raise blocks.not_found(member, key, blocks.GONE)
 
 
 def _is_alone(member: Membership, slab: Slab, cell: int, mine: Seat | None) -> bool:

@@ -7,7 +7,7 @@ Must not know: who looks at which cell (`cells`), which one is given out next (`
     file        made by                                removed by
     s.SLAB      its maker, whole, in one step          its maker, when no cell is in use; then whoever is the last to unmap it; a sweep
     h.BLOCK...  `cells`: a handle in flight to a cell  as with any block: it is one more link to the slab's file
-    g.BLOCK     `slotguards`: the guard of a cell      the maker, when the cell is free again; a sweep, when the slab is gone
+    g.BLOCK     `cellguards`: the guard of a cell      the maker, when the cell is free again; a sweep, when the slab is gone
 
 A process keeps a few slabs mapped in which it looks at nothing just now, for the next handle that arrives. A mapping says nothing about
 who looks at what: that stands in the seats (`_format.slab`).
@@ -81,7 +81,7 @@ class Slab:
 
     def word(self, cell: int, offset: int) -> int:
         """Read a word of a cell's record."""
-        return self.words[(self._records + form.RECORD * cell + offset) >> 3]
+        return self.words[(self._records + form.RECORD * cell + offset) >> 3]  # `index`, without the call
 
     def set_word(self, cell: int, offset: int, value: int) -> None:
         """Write a word of a cell's record."""
@@ -257,7 +257,7 @@ def attach(member: Membership, key: BlockKey, claim: str | None) -> Slab:
                 fd.close()
     if member.state() != layout.OPEN:
         raise member.closed_error()
-    raise blocks.not_found(member, key, "is not there: it was deleted, or all who held it have gone")
+    raise blocks.not_found(member, key, blocks.GONE)
 
 
 def _mapped(member: Membership, key: BlockKey, fd: segments.Descriptor, path: str) -> Slab:

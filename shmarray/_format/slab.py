@@ -105,10 +105,6 @@ class Layout:
         self.seats = self.records + RECORD * count
         self.nbytes = self.seats + SEATS * count
 
-    def record(self, cell: int) -> int:
-        """Where the record of a cell is."""
-        return self.records + RECORD * cell
-
     def seat(self, index: int) -> int:
         """Where the bytes of a seat are."""
         return self.seats + self.count * index
