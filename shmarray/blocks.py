@@ -20,7 +20,6 @@ With a capacity the draft has a temporary name `t.`, so that a count of the dire
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from collections import deque
@@ -31,7 +30,7 @@ from shmarray._format import control as layout
 from shmarray._format import header as form
 from shmarray._format import kinds, names
 from shmarray._format.handle import BlockKey
-from shmarray._os import flocks, segments, words
+from shmarray._os import endings, flocks, segments, words
 from shmarray.errors import ArrayNotFoundError
 
 if TYPE_CHECKING:
@@ -90,23 +89,13 @@ _attached: dict[tuple[int, int], weakref.ref[segments.Segment]] = {}
 _named: dict[tuple[int, str], weakref.ref[segments.Segment]] = {}  # what had a name when this process last looked
 _pins: dict[int, _Watch] = {}
 _ended: deque[weakref.ref[segments.Segment]] = deque()
-_pop = deque[weakref.ref[segments.Segment]].popleft
 """Watches of blocks that were unmapped, until that has been seen to."""
 _tidy_at = [256]
 
 
 def settle(_: object = None) -> None:
     """See to all blocks that were unmapped: that which has just been, and those where an exception of a signal handler came between."""
-    while _ended:
-        mine: list[weakref.ref[segments.Segment]] = []
-        try:
-            with contextlib.suppress(IndexError):
-                mine.extend(map(_pop, (_ended,)))  # one call into C: it is in one of the two at each moment
-            for watch in mine:
-                _unmapped(watch)
-        except BaseException:
-            _ended.extend(mine)
-            raise
+    endings.drain(_ended, _unmapped)
 
 
 def _unmapped(watch: weakref.ref[segments.Segment]) -> None:

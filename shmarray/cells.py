@@ -33,7 +33,7 @@ from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._format.handle import BlockKey
-from shmarray._os import fences, processes, segments, words
+from shmarray._os import endings, fences, processes, segments, words
 from shmarray.errors import ShmArrayError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Here:
 
 _views: dict[int, View] = {}
 _ended: deque[weakref.ref[Root]] = deque()
-_append, _pop = _ended.append, deque[weakref.ref[Root]].popleft
+_append = _ended.append
 _ref, _new = weakref.ref, weakref.ref.__new__
 
 
@@ -171,29 +171,23 @@ def settle(_: object = None) -> None:
     """See to all roots that have ended, unless another thread is at it or at work on cells: then it does, afterwards. Never waits."""
     lock = Here.lock
     while _ended and not Here.settling:
-        mine: list[weakref.ref[Root]] = []
         got: list[bool] = []
         try:
             got.extend(map(lock.acquire, (False,)))  # one call into C: it says whether the lock is held at each moment
             if True not in got:
                 return
             Here.settling = True
-            with contextlib.suppress(IndexError):
-                mine.extend(map(_pop, (_ended,)))  # one call into C: it is in one of the two at each moment
-            for view in mine:
-                if isinstance(view, View):
-                    _dropped(view)
-        except BaseException:
-            _ended.extend(mine)
-            raise
+            endings.drain(_ended, _dropped)
         finally:
             if True in got:
                 Here.settling = False
                 lock.release()
 
 
-def _dropped(view: View) -> None:
+def _dropped(view: weakref.ref[Root]) -> None:
     """Strike out the byte of a cell whose root has ended, unless there is a new one. May be repeated."""
+    if not isinstance(view, View):
+        return
     if _views.get(view.ident) is view:
         del _views[view.ident]
     slab, cell = view.slab, view.cell

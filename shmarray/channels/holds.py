@@ -11,12 +11,12 @@ notes the watch; what it says is seen to by whoever makes a new hold, for the on
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from shmarray import guards
+from shmarray._os import endings
 
 if TYPE_CHECKING:
     from shmarray._os import segments
@@ -62,7 +62,6 @@ class _Watch(weakref.ref[Hold]):
 
 _watches: dict[int, _Watch] = {}
 _lost: deque[weakref.ref[Hold]] = deque()
-_pop = deque[weakref.ref[Hold]].popleft
 """Watches of holds that have died, until that has been seen to."""
 
 
@@ -77,16 +76,7 @@ def fresh(segment: segments.Segment, side: Side | None) -> Hold:
 
 def settle() -> None:
     """Give back what is in hand of blocks that were left without their end. Takes locks: not for finalizers."""
-    while _lost:
-        mine: list[weakref.ref[Hold]] = []
-        try:
-            with contextlib.suppress(IndexError):
-                mine.extend(map(_pop, (_lost,)))  # one call into C: it is in one of the two at each moment
-            for watch in mine:
-                _give_back(watch)
-        except BaseException:
-            _lost.extend(mine)
-            raise
+    endings.drain(_lost, _give_back)
 
 
 def _give_back(watch: weakref.ref[Hold]) -> None:

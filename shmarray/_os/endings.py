@@ -1,0 +1,31 @@
+"""What has ended and is still to be seen to.
+
+Owns: emptying a list to which the callbacks of weak references append, so that an exception of a signal handler, between any two
+lines, loses none of it. Must not know: what it is, or what is to be done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+_pop: Callable[[deque[Any]], Any] = deque.popleft
+
+
+def drain(ended: deque[T], see_to: Callable[[T], None]) -> None:
+    """See to all that has ended: what has just, and what an exception came before. Seeing to one twice must do no harm."""
+    while ended:
+        mine: list[T] = []
+        try:
+            with contextlib.suppress(IndexError):
+                mine.extend(map(_pop, (ended,)))  # one call into C: it is in one of the two at each moment
+            for one in mine:
+                see_to(one)
+        except BaseException:
+            ended.extend(mine)
+            raise
