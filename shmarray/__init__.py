@@ -28,7 +28,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     drafts          a block in the making
     blocks          one block from birth to unlink
     warm            memory of freed blocks that is used again
-    memories, keeping, blockfiles   one such file; handles; the file of a block
+    memories, keeping, copying, blockfiles   one such file; handles; large copies; the file of a block
     founding, seats, membership, leasing, controls   opening a store; seats in slabs; taking part; its lease; reading any
     exhaustion      what to say when there is no more
     shields         keeping the cycle collector from a mapping

@@ -187,15 +187,15 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
 
     def __copy__(self) -> np.ndarray[Any, Any]:  # type: ignore[override]  # private memory, as promised
         """Copy into private memory."""
-        return self.view(np.ndarray).copy(order="K")
+        return contents.private(self, "K")
 
     def __deepcopy__(self, memo: Any) -> np.ndarray[Any, Any]:  # type: ignore[override]  # private memory, as promised
         """Copy into private memory."""
-        return self.view(np.ndarray).copy(order="K")
+        return contents.private(self, "K")
 
     def copy(self, order: Any = "C") -> np.ndarray[Any, Any]:  # type: ignore[override]  # private memory, as promised
-        """Copy into private memory, as a plain ndarray."""
-        return self.view(np.ndarray).copy(order)
+        """Copy into private memory, as a plain ndarray; a large one by several threads (`Store(copy_threads=...)`)."""
+        return contents.private(self, order)
 
     def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
         """Convert; the result is a plain ndarray, as from `numpy.asarray(self).astype`."""

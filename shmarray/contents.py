@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from shmarray import drafts
+from shmarray import copying, drafts
 from shmarray._format import layouts, names
 from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype, is_plain
 from shmarray._format.handle import ViewSpec
@@ -204,30 +204,58 @@ def create(
     # Dense sources are written by system call: that reserves as it goes and takes no page fault.
     dense = sources is not None and all(source.flags.forc for source in sources)
     with drafts.Draft(member, total, meta, reserve=not dense, again=kind is None) as draft:
-        window = draft.window
-        # What lies in a file is always written by system call, which says so when the file was cut off; a copy would be a SIGBUS.
-        by_call = [dense and (window is None or _is_in_file(source)) for source in sources or ()]
-        for call, source, layout in zip(by_call, sources or (), placed, strict=False):
-            if call:
-                draft.write(bytes_of(source), layout.offset)
         if keeps:
             draft.appear()
         segment = draft.map(name)
         laid_out = [(dtype, layout) for (dtype, _), layout in zip(contents, placed, strict=True)]
         segment.tag.cache["description"] = Description(name, laid_out, tree, kind)
-        if not (by_call and all(by_call)):
-            base = root_of(segment) if window is None else np.frombuffer(window, np.uint8)
-            if window is not None and sources is None and fill is None and clear:
+        if sources is not None:
+            _copy_in(draft, segment, sources, placed, dense=dense)
+        elif fill is not None or (clear and draft.window is not None):
+            base = _base_of(draft, segment)
+            if fill is None:
                 base[:total] = 0
-            for index, ((dtype, _), layout) in enumerate(zip(contents, placed, strict=True)):
-                view = np.ndarray(layout.shape, dtype, base, layout.offset, layout.strides)
-                if sources is not None:
-                    if not by_call[index]:
-                        np.copyto(view, sources[index], casting="no")
-                elif fill is not None:
-                    fill(view)
+            else:
+                for dtype, layout in laid_out:
+                    fill(np.ndarray(layout.shape, dtype, base, layout.offset, layout.strides))
         draft.publish(segment, replace=replace)
     return segment
+
+
+def _base_of(draft: drafts.Draft, segment: segments.Segment) -> np.ndarray[Any, Any]:
+    """Through which the block in the making is filled: memory that was used before has a mapping for that, in which all of it is there."""
+    return root_of(segment) if draft.window is None else np.frombuffer(draft.window, np.uint8)
+
+
+def _copy_in(
+    draft: drafts.Draft,
+    segment: segments.Segment,
+    sources: list[np.ndarray[Any, Any]],
+    placed: list[layouts.Layout],
+    *,
+    dense: bool,
+) -> None:
+    """Copy arrays into a block in the making. Nothing of it is reserved yet if they are `dense` and its memory is fresh."""
+    control = draft.member.control
+    base = _base_of(draft, segment)
+    shared = control.directory == segments.SHM_DIRECTORY
+    for source, layout in zip(sources, placed, strict=True):
+        by_threads = shared and copying.is_worth_sharing(layout.nbytes, control.copy_threads)
+        # What lies in a file is always written by system call, which says so when the file was cut off; a copy would be a SIGBUS.
+        if dense and ((draft.window is None and not by_threads) or _is_in_file(source)):
+            draft.write(bytes_of(source), layout.offset)
+        elif dense and draft.window is None:
+            copying.fill_fresh(segment, layout.offset, bytes_of(source), draft.write, control.copy_threads)
+        else:
+            view = np.ndarray(layout.shape, source.dtype, base, layout.offset, layout.strides)
+            copying.copy(view, source, control.copy_threads)
+
+
+def private(array: np.ndarray[Any, Any], order: Any) -> np.ndarray[Any, Any]:
+    """Copy a view into private memory, as a plain ndarray, in the given order."""
+    plain = array.view(np.ndarray)
+    block = block_of(plain) if plain.nbytes >= copying.LEAST else None
+    return plain.copy(order) if block is None else copying.duplicate(plain, order, block.member.control.copy_threads)
 
 
 def _is_in_file(array: np.ndarray[Any, Any]) -> bool:

@@ -286,10 +286,13 @@ class Draft:
         finally:
             self.member.changed(section)
 
-    def _abandon(self) -> None:
+    def _abandon(self, *, discard: bool = False) -> None:
         if self.temporary is not None:
             segments.unlink(self.temporary)
             self.temporary = None
+        if discard:
+            with contextlib.suppress(OSError):
+                segments.discard(self.fd, self.size)
         if self._memory is not None:
             self._memory.let_go()  # closes the descriptor, and never another's
         else:
@@ -307,7 +310,8 @@ class Draft:
             self._memory.state = "live"
             if not self._memory.has_crossed():
                 return
-        self._abandon()
+        # The traceback of whatever came in between holds the mapping: the memory goes now, so that whoever catches it can go on.
+        self._abandon(discard=not self._published and self.window is None)
 
 
 def _exists(block: blocks.Block) -> ArrayExistsError:

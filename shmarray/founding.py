@@ -19,11 +19,17 @@ from shmarray.membership import Membership
 
 
 def found(
-    name: str | None, directory: str, capacity: int | None, guard: str | None = None, small: int = 0
+    name: str | None,
+    directory: str,
+    capacity: int | None,
+    guard: str | None = None,
+    small: int = 0,
+    copy_threads: int | None = None,
 ) -> Membership:
     """Open a store as its owner; first removes what dead stores of this user left.
 
-    `guard` is the kind of its locks, None for the best that there is; `small` bounds the arrays that share files.
+    `guard` is the kind of its locks, None for the best that there is; `small` bounds the arrays that share files,
+    `copy_threads` the threads that share a copy.
     Raises `StoreExistsError` when a store of that name is alive,
     `GuardError` where there are no locks of that kind.
     """
@@ -42,6 +48,7 @@ def found(
         key=os.urandom(16).hex(),
         guard=kind,
         small=small,
+        copy_threads=copy_threads,
     )
     path = reaper.control_path(key)
     leases: list[segments.Segment] = []

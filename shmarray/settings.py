@@ -46,6 +46,19 @@ def check_small(small: object, place: str) -> int:
     return default if small is None else check_bytes(small, "small", least=0)
 
 
+def check_threads(threads: object) -> int | None:
+    """Give the number of threads that share a large copy; None for the number of cores. Raises `TypeError`, `ValueError`."""
+    if threads is None:
+        return None
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
+        message = f"copy_threads must be a number of threads, or None, not {threads!r}"
+        raise TypeError(message)
+    if threads < 1:
+        message = f"copy_threads must be at least 1, not {threads!r}; 1 copies in the calling thread alone"
+        raise ValueError(message)
+    return int(threads)
+
+
 def check_guard(guard: str | None) -> str | None:
     """Give the kind of locks; None for the best there is. Raises `ValueError`."""
     if guard not in (None, "robust", "multiprocessing"):

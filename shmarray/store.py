@@ -46,6 +46,9 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
     `small` is the size in bytes up to which anonymous arrays share files, *slabs*, so that many of them cost little: no file, mapping or
     descriptor each. None is 32 KiB in shared memory, and 0 in any other directory, where each array has a file of its own.
 
+    `copy_threads` is how many threads of a process share the copying of a large array, into the store or out of it (`put`,
+    `a.copy()`); None is one for each core that the process may use, at most 4. They are there for the one copy only.
+
     `address=(host, port)` with `authkey` also serves the registered types to managers of `multiprocessing` on the network: whoever
     knows the key can then run any code as this user, and what is said is not encrypted (`docs/hosting.md`). Off by default.
 
@@ -74,6 +77,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         guard: Literal["robust", "multiprocessing"] | None = None,
         warm: int | None = None,
         small: int | None = None,
+        copy_threads: int | None = None,
         address: tuple[str, int] | None = None,
         authkey: bytes | None = None,
     ) -> None:
@@ -84,11 +88,12 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         place = settings.check_directory(directory)
         kept = None if warm is None else settings.check_bytes(warm, "warm", least=0)
         bound = settings.check_small(small, place)
+        threads = settings.check_threads(copy_threads)
         self._closed = False
         self._at_exit: util.Finalize[None] | None = None
         with exhaustion.explained(place, 0):
             self._member = founding.found(
-                name, place, settings.check_capacity(capacity), settings.check_guard(guard), bound
+                name, place, settings.check_capacity(capacity), settings.check_guard(guard), bound, threads
             )
         self._member.pool = Pool(self._member, kept)
         try:

@@ -48,6 +48,7 @@ class Put(Case):
         Aim(f"put {_SMALL}", "shmarray", "rate", 1.0, "np.copyto into faulted memory"),
         *(Aim(f"{what} {_SMALL}", "shmarray", "rate", 1.2, server) for what in ("fresh", "put") for server in _SERVERS),
         Aim(f"put {_LARGE}", "shmarray", "rate", 1.0, "vineyard"),
+        Aim(f"put {_LARGE}", "shmarray", "rate", 1.6, "np.copyto into faulted memory"),
         Aim(f"put {_LARGE}", "shmarray", "rate", 12.0, "SharedMemory"),
     )
 

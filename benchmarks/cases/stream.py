@@ -24,13 +24,14 @@ _FORMS = {
 }
 _WIDTHS = (1, 2)
 _OURS, _EVENT, _FIFO, _QUEUE = "a channel", "iceoryx2, event", "faster-fifo", "multiprocessing.Queue"
+_SPINNING, _POLLING = "a channel, spin=1e-3", "iceoryx2, polling"  # both keep a core busy while they wait
 _TWO = "filling two slots, nobody reads"
 _SOON = 0.02  # seconds until all begin
 _TURN = 16  # items for each look at the clock, where they are small
 _FACTORS = {
-    "1 KiB": ((2, _EVENT), (2, "iceoryx2, polling"), (1.3, "pyzmq"), (8, _QUEUE)),
-    "64 KiB": ((1.5, _EVENT), (1.5, "iceoryx2, polling"), (20, _QUEUE), (5, _FIFO)),
-    "frames": ((1.2, _EVENT), (1.2, "iceoryx2, polling"), (70, _QUEUE)),
+    "1 KiB": ((2, _EVENT), (2, _POLLING), (1.3, "pyzmq"), (8, _QUEUE)),
+    "64 KiB": ((1.5, _EVENT), (1.5, _POLLING), (20, _QUEUE), (5, _FIFO)),
+    "frames": ((1.2, _EVENT), (1.2, _POLLING), (70, _QUEUE)),
 }
 
 
@@ -44,11 +45,12 @@ class Stream(Case):
     question: ClassVar[str] = "stream arrays from process to process, as fast as goes"
     rivals: ClassVar[tuple[str, ...]] = (
         _OURS,
+        _SPINNING,
         _QUEUE,
         "Pipe, bytes into a buffer",
         _FIFO,
         "pyzmq",
-        "iceoryx2, polling",
+        _POLLING,
         _EVENT,
         "slots and two semaphores",
         "filling one slot, nobody reads",
@@ -63,6 +65,8 @@ class Stream(Case):
             for factor, rival in factors
         ),
         Aim("frames 1", _OURS, "rate", 0.85, _TWO),
+        Aim("frames 1", _SPINNING, "rate", 0.85, _TWO),
+        *(Aim(f"frames {width}", _SPINNING, "rate", 1.2, _POLLING) for width in _WIDTHS),
     )
 
     @staticmethod

@@ -29,6 +29,7 @@ PAGE = mmap.PAGESIZE
 LARGE_PAGE = 512 * PAGE
 """Bytes of what the processor can also map as one page, where a page has room for 512 entries of its tables."""
 _COLLAPSE = 25  # MADV_COLLAPSE, since Linux 6.1; the module `mmap` has no name for it
+_POPULATE = 23  # MADV_POPULATE_WRITE, since Linux 5.14
 _MODE = 0o600
 _RESERVE_PIECE = 16 << 20  # one call is interrupted and undone by a signal on old kernels: short calls make progress
 _WRITE_PIECE = 64 << 20
@@ -43,6 +44,10 @@ _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _madvise = _libc.madvise
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_fallocate = _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+_Mapping = mmap.mmap
+_PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE, which goes with FALLOC_FL_KEEP_SIZE
 _addressof, _first_byte = ctypes.addressof, ctypes.c_char.from_buffer
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
@@ -105,7 +110,7 @@ os.register_at_fork(before=_note_threads, after_in_child=_close_of_other_threads
 
 def is_foreign_mapping(thing: object) -> bool:
     """Say whether that is a mapping which is not one of ours: of any file, which others may cut off."""
-    return isinstance(thing, mmap.mmap) and not isinstance(thing, Segment)
+    return isinstance(thing, _Mapping) and not isinstance(thing, Segment)
 
 
 class Segment(mmap.mmap):
@@ -188,6 +193,12 @@ def reserve(fd: Descriptor, offset: int, size: int) -> None:
         piece = min(_RESERVE_PIECE, end - offset)
         os.posix_fallocate(fd.fileno(), offset, piece)
         offset += piece
+
+
+def discard(fd: Descriptor, size: int) -> None:
+    """Give back the memory of a file now, if it has no name, whoever maps it still: they see zeros. Not every file system does so."""
+    if status(fd).st_nlink == 0:
+        _fallocate(fd.fileno(), _PUNCH_HOLE, 0, size)
 
 
 def write(fd: Descriptor, data: memoryview | bytes, offset: int) -> None:
@@ -274,6 +285,15 @@ def merge(segment: Segment, offset: int, size: int) -> int:
     if address % LARGE_PAGE:
         return errno.EINVAL
     return 0 if _madvise(address, size, _COLLAPSE) == 0 else ctypes.get_errno()
+
+
+def populate(segment: Segment, offset: int, size: int) -> bool:
+    """Have the pages of so many bytes from `offset` on be there and mapped: what is missing is reserved, as zeros.
+
+    False where there is not enough memory for all of them, or where the kernel cannot do it (Linux before 5.14); no signal comes of that.
+    """
+    first = offset // PAGE * PAGE
+    return bool(_madvise(address_of(segment) + first, offset + size - first, _POPULATE) == 0)
 
 
 def address_of(segment: mmap.mmap) -> int:

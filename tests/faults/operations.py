@@ -16,6 +16,7 @@ import numpy as np
 
 import shmarray as sa
 from tests.faults.witnesses import DEADLINE, MADE, SIZE, STABLE, come, drop, hold, leave_unheld, whole
+from tests.helpers import copies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +124,11 @@ def _strided(world: World, _: Any) -> None:
     _keep(world, world.store.put(source, name="made"))
 
 
+def _by_threads(world: World, _: Any) -> None:
+    with copies.all_shared():
+        _keep(world, world.store.put(np.full(SIZE, MADE), name="made"))
+
+
 def _leave(world: World, _: Any) -> None:
     world.store.close()
     world.clear()
@@ -154,6 +160,7 @@ OPERATIONS = (
     Operation("create anonymous", lambda w, _: _keep(w, w.store.full(SIZE, MADE)), _nothing, _nothing),
     Operation("create named", lambda w, _: _keep(w, w.store.full(SIZE, MADE, name="made")), _nothing, _nothing),
     Operation("put", lambda w, _: _keep(w, w.store.put(np.full(SIZE, MADE), name="made")), _nothing, _nothing),
+    Operation("put by threads", _by_threads, _nothing, _nothing),
     Operation("put strided", _strided, _nothing, _nothing),
     Operation("put a tree", _tree, _nothing, _nothing),
     Operation("publish", _publish, _next_version, _nothing),

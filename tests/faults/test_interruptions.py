@@ -24,7 +24,7 @@ import pytest
 
 import shmarray as sa
 from shmarray.guardian import launch
-from tests.helpers import leaks
+from tests.helpers import copies, leaks
 from tests.helpers.processes import run_function
 from tests.helpers.tracing import Interrupted, Interrupter
 
@@ -128,6 +128,12 @@ def _sent(world: World) -> None:
     world.kept["handle"] = pickle.dumps(world.kept.pop("made"))
 
 
+def _by_threads(world: World) -> None:
+    """Copy in with the help of other threads."""
+    with copies.all_shared():
+        _keep(world, world.store.put(np.full(SIZE, 5.0), name="made"))
+
+
 def _replace(world: World) -> None:
     world.store["x"] = np.full(SIZE, 2.0)
 
@@ -148,6 +154,7 @@ OPERATIONS = {
     "create anonymous": Operation(_nothing, lambda w: _keep(w, w.store.full(SIZE, 5.0))),
     "create named": Operation(_nothing, lambda w: _keep(w, w.store.full(SIZE, 5.0, name="made"))),
     "put": Operation(_nothing, lambda w: _keep(w, w.store.put(np.full(SIZE, 5.0), name="made"))),
+    "put by threads": Operation(_nothing, _by_threads),
     "replace": Operation(_nothing, _replace),
     "attach": Operation(_named, lambda w: _keep(w, w.store["made"])),
     "offer": Operation(_anonymous, lambda w: pickle.dumps(w.kept["made"])),

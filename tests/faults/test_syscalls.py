@@ -19,7 +19,7 @@ import pytest
 
 import shmarray as sa
 from shmarray.guardian import launch
-from tests.helpers import leaks
+from tests.helpers import copies, leaks
 from tests.helpers.tracing import Call, count_calls, fail_at, package_directory
 
 if TYPE_CHECKING:
@@ -173,6 +173,12 @@ def _delete(world: World) -> None:
     del world.store["made"]
 
 
+def _by_threads(world: World) -> None:
+    """Copy in with the help of other threads."""
+    with copies.all_shared():
+        _keep(world, world.store.put(np.full(SIZE, 5.0), name="made"))
+
+
 def _replace(world: World) -> None:
     world.store["x"] = np.full(SIZE, 2.0)
 
@@ -196,6 +202,7 @@ OPERATIONS = {
     "put": Operation(_nothing, lambda w: _keep(w, w.store.put(np.full(SIZE, 5.0), name="made"))),
     "put strided": Operation(_nothing, _strided),
     "put a tree": Operation(_nothing, _tree),
+    "put by threads": Operation(_nothing, _by_threads),
     "replace": Operation(_nothing, _replace),
     "attach": Operation(_named, lambda w: _keep(w, w.store["made"])),
     "offer": Operation(_anonymous, lambda w: pickle.dumps(w.kept["made"])),

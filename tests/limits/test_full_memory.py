@@ -253,3 +253,44 @@ if __name__ == "__main__":
 """
     )
     assert run_in_small_memory(script, "size=2m").expect() == "[]\n"
+
+
+@pytest.mark.core
+def test_memory_that_fills_up_while_threads_copy_is_an_error_and_no_signal() -> None:
+    """Somebody takes all but some MiB after we have looked how much is free: StoreFullError, and all is given back."""
+    script = (
+        PRELUDE
+        + """
+from shmarray import exhaustion
+
+look = exhaustion.require
+
+def look_too_early(directory, size):
+    look(directory, size)
+    info = os.statvfs("/dev/shm")
+    fd = os.open("/dev/shm/another", os.O_CREAT | os.O_WRONLY)
+    os.posix_fallocate(fd, 0, info.f_bavail * info.f_frsize - LEAVE * MiB)
+    os.close(fd)
+
+for threads in (2, 4):
+    for LEAVE in (1, 10, 15):
+        with sa.Store(copy_threads=threads) as store:
+            held = store.ones(3 * MiB, "u1")
+            before = files(), used()
+            exhaustion.require = look_too_early
+            try:
+                store.put(np.ones(20 * MiB, "u1"))
+            except sa.StoreFullError as error:
+                os.unlink("/dev/shm/another")
+                # Its traceback holds all that there was, and the memory is free all the same.
+                assert (files(), used()) == before, (files(), used(), before)
+            else:
+                raise AssertionError("there was room")
+            exhaustion.require = look
+            gc.collect()
+            array = store.put(np.ones(20 * MiB, "u1"))
+            assert array.sum() == 20 * MiB and held.sum() == 3 * MiB and store.check() == []
+            del array, held
+"""
+    )
+    run_in_small_memory(script).expect()

@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("membership",),
     ("seats",),
     ("founding",),
-    ("blockfiles", "keeping", "memories"),
+    ("blockfiles", "copying", "keeping", "memories"),
     ("warm",),
     ("blocks",),
     ("drafts",),

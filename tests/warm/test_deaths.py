@@ -15,12 +15,13 @@ import pytest
 
 import shmarray as sa
 from shmarray import contents
+from tests.helpers import copies
 from tests.helpers.leaks import shm_entries
 from tests.helpers.processes import reap, wait_until
 from tests.helpers.tracing import count_events, kill_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
 N = 1000
@@ -118,6 +119,13 @@ def test_an_owner_killed_at_any_line_leaves_nothing_and_disturbs_nobody(
             os.close(end)
 
 
+@pytest.fixture
+def copied_by(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have so many threads share each copy."""
+    with copies.all_shared(request.param):
+        yield
+
+
 def is_gone(identity: str) -> bool:
     """Say whether no block of a store is left."""
     return not [entry for entry in shm_entries() if f".{identity}." in entry and not entry.endswith(".ctl")]
@@ -148,9 +156,14 @@ def read(calls: Connection, tally: Any) -> None:
         calls.poll(0.001)
 
 
+@pytest.mark.usefixtures("copied_by")
+@pytest.mark.parametrize("copied_by", [1, 3], indirect=True)
 @pytest.mark.parametrize("rounds", [3000])
 def test_readers_never_see_another_arrays_bytes_whoever_is_killed(rounds: int, request: pytest.FixtureRequest) -> None:
-    """The owner makes and frees without pause, forks, and kills readers; each array is of one number, and stays so for who has it."""
+    """The owner makes and frees without pause, forks, and kills readers; each array is of one number, and stays so for who has it.
+
+    So it is where several threads share each copy.
+    """
     if request.config.getoption("--deep"):
         rounds *= 100
     context: Any = get_context("fork")
