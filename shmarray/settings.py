@@ -23,13 +23,20 @@ def check_capacity(capacity: object) -> int | None:
 
 def check_bytes(number: object, what: str, *, least: int) -> int:
     """Give a number of bytes, at least so many; `what` is the argument's name. Raises `TypeError`, `ValueError`."""
+    return _whole(number, what, "bytes", least)
+
+
+def check_threads(threads: object) -> int | None:
+    """Give the number of threads that share a large copy; None for the number of cores. Raises `TypeError`, `ValueError`."""
+    return None if threads is None else _whole(threads, "copy_threads", "threads", 1)
+
+
+def _whole(number: object, what: str, unit: str, least: int) -> int:
     if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-        message = f"{what} must be a number of bytes, not {number!r}"
+        message = f"{what} must be a number of {unit}, not {number!r}"
         raise TypeError(message)
     if number < least:
-        message = (
-            f"{what} must be a {'positive ' if least else ''}number of bytes{'' if least else ', or 0'}, not {number!r}"
-        )
+        message = f"{what} must be a {'positive ' if least else ''}number of {unit}{'' if least else ', or 0'}, not {number!r}"
         raise ValueError(message)
     return int(number)
 
@@ -44,19 +51,6 @@ def check_small(small: object, place: str) -> int:
     setting = os.environ.get("SHMARRAY_SMALL", "")
     default = int(setting) if setting.isdecimal() else _SMALL
     return default if small is None else check_bytes(small, "small", least=0)
-
-
-def check_threads(threads: object) -> int | None:
-    """Give the number of threads that share a large copy; None for the number of cores. Raises `TypeError`, `ValueError`."""
-    if threads is None:
-        return None
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
-        message = f"copy_threads must be a number of threads, or None, not {threads!r}"
-        raise TypeError(message)
-    if threads < 1:
-        message = f"copy_threads must be at least 1, not {threads!r}; 1 copies in the calling thread alone"
-        raise ValueError(message)
-    return int(threads)
 
 
 def check_guard(guard: str | None) -> str | None:
