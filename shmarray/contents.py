@@ -181,6 +181,7 @@ def create(
     *,
     fill: Callable[[np.ndarray[Any, Any]], None] | None = None,
     sources: list[np.ndarray[Any, Any]] | None = None,
+    pour: Callable[[drafts.Draft], bool] | None = None,
     tree: Any = None,
     kind: str | None = None,
     replace: bool = False,
@@ -189,6 +190,7 @@ def create(
 ) -> segments.Segment:
     """Make a block with these arrays, filled before anyone can see it: by `fill`, or copied from `sources`, or else with zeros.
 
+    Into fresh memory `pour` writes by system call what `fill` would; if it says that it cannot, `fill` does.
     Without `clear`, what is not filled may be what was in the store's memory before. With `keeps`, `fill` puts handles into it, which lie
     in the file from then on.
     Raises as `drafts.Draft` and its `publish` do.
@@ -203,9 +205,14 @@ def create(
     total = size if len(placed) != 1 else placed[0].nbytes
     # Dense sources are written by system call: that reserves as it goes and takes no page fault.
     dense = sources is not None and all(source.flags.forc for source in sources)
-    with drafts.Draft(member, total, meta, reserve=not dense, again=kind is None) as draft:
+    with drafts.Draft(member, total, meta, reserve=not dense and pour is None, again=kind is None) as draft:
         if keeps:
             draft.appear()
+        if pour is not None and draft.window is None:
+            if pour(draft):
+                fill = None
+            else:
+                draft.reserve()
         segment = draft.map(name)
         laid_out = [(dtype, layout) for (dtype, _), layout in zip(contents, placed, strict=True)]
         segment.tag.cache["description"] = Description(name, laid_out, tree, kind)

@@ -12,23 +12,25 @@ import contextlib
 import functools
 import os
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from shmarray import blockfiles, blocks, exhaustion, memories, reaper, warm
 from shmarray._format import control as layout
 from shmarray._format import guard, names
 from shmarray._format import header as form
 from shmarray._format.handle import BlockKey
-from shmarray._os import flocks, mutexes, processes, segments, words
+from shmarray._os import files, flocks, mutexes, processes, segments, words
 from shmarray.errors import ArrayExistsError, GuardError, StoreFullError
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from shmarray.membership import Membership
     from shmarray.warm import Pool
 
+R = TypeVar("R")
 _GUARDS = {"multiprocessing": guard.pack(guard.PLAIN, mutexes.fresh_semaphore())}
 if not mutexes.NOT_ROBUST:
     _GUARDS["robust"] = guard.pack(guard.ROBUST, mutexes.fresh_mutex())
@@ -84,7 +86,7 @@ class Draft:
         """Reserve fresh memory; what is kept warm is given back before there is said to be no more."""
         self._with_what_is_kept(functools.partial(self._reserve, reserve=reserve))
 
-    def _with_what_is_kept(self, step: Callable[[], None]) -> None:
+    def _with_what_is_kept(self, step: Callable[[], object]) -> None:
         """Do what needs memory; if there is not enough, once more without what is kept warm."""
         try:
             step()
@@ -165,9 +167,21 @@ class Draft:
         """Copy bytes into the block; a full file system is `StoreFullError`, also where nothing was reserved."""
         self._with_what_is_kept(functools.partial(self._explained, segments.write, self.fd, data, offset))
 
-    def _explained(self, call: Callable[..., None], *args: Any) -> None:
+    def pour(self, file: io.FileIO, position: int, offset: int, size: int) -> int | None:
+        """Have the kernel copy bytes of a file into the block, as `files.pour` says; a full file system is `StoreFullError`."""
+        counts: list[int | None] = []
+        copy = functools.partial(self._explained, files.pour, file, position, self.fd, offset, size)
+        self._with_what_is_kept(lambda: counts.append(copy()))
+        return counts[0]
+
+    def reserve(self) -> None:
+        """Reserve what was not; for who meant to write it by system call and could not."""
+        self._with_what_is_kept(functools.partial(self._explained, segments.reserve, self.fd, 0, self.size))
+        self._reserved = True
+
+    def _explained(self, call: Callable[..., R], *args: Any) -> R:
         with exhaustion.explained(self.member.control.directory, self.size):
-            call(*args)
+            return call(*args)
 
     def _write_header(self) -> None:
         """Say what the block is; its state is live, and nobody can know of it before it is published."""

@@ -27,6 +27,7 @@ from shmarray.streams import Source
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shmarray import drafts
     from shmarray.membership import Membership
     from shmarray.rawdata import Raw
 
@@ -162,7 +163,23 @@ class _Loading:
             if mappable is None or self._source.size is None or not self._copy(mappable, view):
                 self._read(self._source, view)
 
-        return arrays.leaf(contents.create(self._member, self._name, [(dtype, layout)], fill=fill), 0)
+        # What was opened for this alone is read from where the array begins, whatever was read of it before.
+        pour = self._pour if mappable is None and self._source.size is not None else None
+        return arrays.leaf(contents.create(self._member, self._name, [(dtype, layout)], fill=fill, pour=pour), 0)
+
+    def _pour(self, draft: drafts.Draft) -> bool:
+        """Have the kernel copy an array from the file into fresh memory; false if that cannot be."""
+        while self._done < self._total:
+            place, size = self._source.position + self._done, min(_PIECE, self._total - self._done)
+            count = draft.pour(self._source.file, place, self._done, size)
+            if count is None:
+                self._done = 0
+                return False
+            if not count:
+                raise self._source.too_short(self._total, self._done)
+            self._done += count
+            self._bar(self._done, self._total)
+        return True
 
     def _copy(self, file: io.FileIO, view: np.ndarray[Any, Any]) -> bool:
         """Have the kernel copy an array out of a mapping of the file; false if that cannot be, and then nothing was copied."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MODE = 0o666  # less the umask, as any file that is opened to be written
+_CANNOT_POUR = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
 _NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -64,6 +65,20 @@ def map_source(file: io.FileIO) -> mmap.mmap | None:
         raise
     mapping.madvise(mmap.MADV_SEQUENTIAL)
     return mapping
+
+
+def pour(source: io.FileIO, position: int, target: segments.Descriptor, offset: int, size: int) -> int | None:
+    """Have the kernel copy `size` bytes of an ordinary file into one of ours; returns how many: none where the source ends.
+
+    No memory of this process is touched by it. A full file system is ENOSPC. None where the source is of a file system that cannot.
+    """
+    os.lseek(target.fileno(), offset, os.SEEK_SET)
+    try:
+        return os.sendfile(target.fileno(), source.fileno(), position, size)
+    except OSError as error:
+        if error.errno in _CANNOT_POUR:
+            return None
+        raise
 
 
 def copy_memory(source: int, target: int, size: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import itertools
@@ -923,6 +924,29 @@ def test_pieces_make_no_difference(memory_store: sa.Store, tmp_path: Path, monke
         assert same(memory_store.load(tmp_path / "a", mmap=mmap), model)
     assert same(memory_store.load(tmp_path / "b")["a"], model)
     assert memory_store.load(tmp_path / "a", dtype="u1", offset=3).tobytes() == (tmp_path / "a").read_bytes()[3:]
+
+
+@pytest.mark.parametrize("pieces", [0, 1])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
+def test_a_file_out_of_which_the_kernel_does_not_copy_is_read(
+    memory_store: sa.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, pieces: int
+) -> None:
+    """On a system that copies from none, and on one that stops in the midst of it: all is read, from the beginning."""
+    usual = os.sendfile
+    poured: list[int] = []
+
+    def send(out: int, source: int, offset: int, count: int) -> int:
+        if len(poured) == pieces:
+            raise OSError(number, os.strerror(number))
+        poured.append(offset)
+        return usual(out, source, offset, count)
+
+    monkeypatch.setattr(os, "sendfile", send)
+    monkeypatch.setattr(loading, "_PIECE", 50)
+    model = np.arange(99)
+    (tmp_path / "a").write_bytes(saved(model))
+    assert same(memory_store.load(tmp_path / "a"), model)
+    assert len(poured) == pieces
 
 
 def test_a_file_that_cannot_be_mapped_is_read(

@@ -7,7 +7,7 @@ import pytest
 from tests.limits.small import run_in_small_memory
 
 PRELUDE = """
-import gc, multiprocessing, os, pickle, sys, time
+import gc, multiprocessing, os, pickle, sys, tempfile, time
 import numpy as np, shmarray as sa
 
 MiB = 1 << 20
@@ -256,8 +256,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.core
-def test_memory_that_fills_up_while_threads_copy_is_an_error_and_no_signal() -> None:
-    """Somebody takes all but some MiB after we have looked how much is free: StoreFullError, and all is given back."""
+def test_memory_that_fills_up_in_the_midst_is_an_error_and_no_signal() -> None:
+    """Somebody takes all but some MiB after we have looked how much is free: StoreFullError, and all is given back.
+
+    It is so while threads copy, and while the kernel copies out of a file.
+    """
     script = (
         PRELUDE
         + """
@@ -272,14 +275,17 @@ def look_too_early(directory, size):
     os.posix_fallocate(fd, 0, info.f_bavail * info.f_frsize - LEAVE * MiB)
     os.close(fd)
 
-for threads in (2, 4):
+file = tempfile.NamedTemporaryFile(suffix=".npy")
+np.save(file.name, np.ones(20 * MiB, "u1"))
+for act, threads in (("put", 2), ("put", 4), ("load", 1)):
+    make = (lambda: store.put(np.ones(20 * MiB, "u1"))) if act == "put" else (lambda: store.load(file.name))
     for LEAVE in (1, 10, 15):
         with sa.Store(copy_threads=threads) as store:
             held = store.ones(3 * MiB, "u1")
             before = files(), used()
             exhaustion.require = look_too_early
             try:
-                store.put(np.ones(20 * MiB, "u1"))
+                make()
             except sa.StoreFullError as error:
                 os.unlink("/dev/shm/another")
                 # Its traceback holds all that there was, and the memory is free all the same.
@@ -288,7 +294,7 @@ for threads in (2, 4):
                 raise AssertionError("there was room")
             exhaustion.require = look
             gc.collect()
-            array = store.put(np.ones(20 * MiB, "u1"))
+            array = make()
             assert array.sum() == 20 * MiB and held.sum() == 3 * MiB and store.check() == []
             del array, held
 """
