@@ -304,7 +304,8 @@ class Draft:
         if self.temporary is not None:
             segments.unlink(self.temporary)
             self.temporary = None
-        if discard:
+        # Memory that was to be used again may have been let go of with its mapping, before this.
+        if discard and (self._memory is None or self._memory.is_mine()):
             with contextlib.suppress(OSError):
                 segments.discard(self.fd, self.size)
         if self._memory is not None:

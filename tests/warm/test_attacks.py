@@ -17,6 +17,7 @@ import pytest
 import shmarray as sa
 from shmarray import blocks, contents, memories, warm
 from shmarray._os import segments
+from tests.helpers import copies
 from tests.helpers.leaks import descriptors, shm_entries
 from tests.helpers.processes import reap, run_script
 from tests.helpers.tracing import Interrupted, Interrupter
@@ -373,6 +374,63 @@ def test_an_interruption_when_an_array_ends_leaves_neither_descriptor_nor_lease(
     finally:
         gc.enable()
     assert n > 10
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("memory", ["fresh", "used before"])
+def test_an_interruption_when_an_array_is_put_comes_out_and_leaves_neither_descriptor_nor_lease(
+    memory: str, threads: int, store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes out as it is, wherever it came in; what other threads were at with it has ended."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    store.trim()
+    before, source = descriptors(), np.arange(float(N))
+    n, reached = 0, True
+    gc.disable()
+    try:
+        with copies.all_shared(threads):
+            while reached:
+                n += 1
+                if memory == "used before":
+                    free(store)
+                with Interrupter(n) as interrupter, contextlib.suppress(Interrupted):
+                    assert (store.put(source) == source).all()
+                reached = interrupter.count >= n
+                store.release_unclaimed()
+                store.check(fix=True)
+                assert store.stats().anonymous == 0, interrupter.where
+                store.trim()
+                assert descriptors() == before, interrupter.where
+                assert store.stats().nbytes == 0, interrupter.where
+    finally:
+        gc.enable()
+    assert n > 50
+
+
+@pytest.mark.parametrize("memory", ["fresh", "used before"])
+def test_an_interruption_that_loses_a_mapping_just_made_comes_out(
+    memory: str, store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mapping ends while the exception is on its way to whoever gives the memory back, and takes the descriptor with it."""
+    store.trim()
+    before, source = descriptors(), np.arange(float(N))
+    if memory == "used before":
+        free(store)
+    register = blocks.register
+
+    def lose(segment: segments.Segment, block: blocks.Block) -> segments.Segment:
+        register(segment, block)
+        del segment, block
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "register", lose)
+        with pytest.raises(Interrupted):
+            store.put(source)
+    assert (store.put(source) == source).all()
+    store.trim()
+    assert store.check() == []
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
