@@ -169,7 +169,7 @@ class Channel(bindings.Binding):
         try:
             self._form.fill(self._view(got[0], lengths, write=True), item)
             self._describe(got[0], lengths, meta)
-            self._flow.publish(got, me)
+            self._flow.publish(got, me, deadline)
         finally:
             if got:
                 self._flow.discard(got, me)
@@ -191,21 +191,21 @@ class Channel(bindings.Binding):
         holds.settle()  # a subscription has one item in hand at a time
         flow = self._flow
         got: list[int] = []
-        begun = [0]
+        begun: list[int] = []
 
         def copied(got: list[int]) -> Any:
             return self._form.copy(self._item(got[0]))
 
         def work(got: list[int]) -> Any:
             item = copied(got)
-            self._done(side, got, begun)
+            tasks.done(flow, side, got, begun)
             return item
 
         try:
             if self._form.nbytes > bindings.SMALL:
                 flow.take(side, deadline, got)
                 item = copied(got)
-                flow.with_get(self._done, side, got, begun)
+                flow.see_to(got, deadline, tasks.done, flow, side, got, begun)
             else:
                 item = flow.take_and(side, deadline, got, work)
             flow.after_giving_back()
@@ -214,12 +214,6 @@ class Channel(bindings.Binding):
             tasks.undo(flow, begun)
             raise
         return item
-
-    def _done(self, side: Side, got: list[int], begun: list[int]) -> None:
-        """With the get lock held: count a copy as begun, and give the slot back."""
-        tasks.begin(self._flow, begun)
-        side.give_back(got[0])
-        got.clear()
 
     async def aput(self, obj: Any, *, meta: Any = None) -> bool:
         """`put`, in a coroutine: others run while there is no free slot."""
@@ -257,6 +251,7 @@ class Channel(bindings.Binding):
 
         What was received is dealt with when its block ends.
         """
+        self._flow.pay(None)  # what is being dealt with may still be to be counted
         if not self._flow.with_get(tasks.end, self._flow):
             message = "task_done() called too many times"
             raise ValueError(message)
@@ -277,6 +272,7 @@ class Channel(bindings.Binding):
         number = abs(self._number)
         self._number = -number
         self._forget_short_ways()
+        self._flow.pay_soon()
         for role in self._roles:
             role.leave(number)
         seat = self._seat()

@@ -9,6 +9,7 @@ list when it is not any more, both with the lock held: whoever catches the excep
 
 from __future__ import annotations
 
+import time
 from queue import Empty, Full
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -124,9 +125,14 @@ class Flow(Waits):
         else:
             self.briefly(self.slots.get_latch, self.slots.subscribers.bury, {form.GONE})
 
-    def publish(self, got: list[int], me: int) -> None:
-        """Publish the slot in `got`, and wake whoever waits for it."""
-        self.within(self.slots.put_latch, None, self._publish, got, me)
+    def publish(self, got: list[int], me: int, deadline: float | None) -> None:
+        """Publish the slot in `got`, and wake whoever waits for it. Raises `TimeoutError` as `within`, with nothing done.
+
+        That filling the slot has taken longer than until the deadline does not matter.
+        """
+        if deadline is not None:
+            deadline = max(deadline, time.monotonic())
+        self.within(self.slots.put_latch, deadline, self._publish, got, me)
         if self.words[form.GETTERS]:
             self.wake_takers()
 
@@ -162,6 +168,7 @@ class Flow(Waits):
         """Take the next item, and do something while the lock is held; what then is in `got` is still to be given back."""
         ticket = [0]
         try:
+            self.pay(deadline)
             while True:
                 seen = self.words[form.TAIL]
                 done = self.within(self.slots.get_latch, deadline, self._try_take, side, got, work, ticket, deadline)
@@ -203,16 +210,17 @@ class Flow(Waits):
         self.line_up(form.GETTERS, deadline, ticket)
         return None
 
-    def untake(self, side: Side, got: list[int]) -> None:
-        """Leave the item in `got`, that nobody has seen, to the next."""
+    def untake(self, side: Side, got: list[int], keep: object = None) -> None:
+        """Leave the item in `got`, that nobody has seen, to the next; as `see_to`, which then keeps `keep`."""
         if got:
-            self.with_get(self._untake, side, got)
+            self.see_to(got, time.monotonic(), self._untake, side, got, keep)
             self.stir(form.TAIL)
 
     # No loop in what follows: between the step and the clearing there is no point at which a handler could raise, and the step be repeated.
 
     @staticmethod
-    def _untake(side: Side, got: list[int]) -> None:
+    def _untake(side: Side, got: list[int], keep: object = None) -> None:
+        del keep
         if got:
             side.untake(got[0])
             got.clear()

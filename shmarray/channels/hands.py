@@ -1,7 +1,7 @@
 """The short way to have a slot in hand: for producers, and for the consumers of a queue.
 
 Owns: claiming, publishing, taking and giving back in one piece, each without a call of Python's on the way, when nothing stands in it: the
-lock is free, there is a slot or an item. Whatever else is said no to, and goes the long way (`flow`).
+lock is free, there is a slot or an item, nothing is owed. Whatever else is said no to, and goes the long way (`flow`).
 Also the short way to wait for an item.
 Must not know: waiting for a slot; how a broadcast is read; what is in a slot.
 
@@ -133,9 +133,11 @@ def taking(flow: Flow) -> Taking:
     lock, let, address = latch.take, latch.let, latch.address
     records, ring, count = slots.records, slots.geometry.ring, slots.geometry.slots
     me = slots.parties.me()
-    taken, each = form.TAKEN | me, form.EACH
+    taken, each, owed = form.TAKEN | me, form.EACH, flow.owed
 
     def take(got: list[int], ticket: list[int] | None = None) -> bool:
+        if owed:
+            return False
         try:
             code = lock(address)
             if code and not latch.enter(code, _clock() + SLICE):

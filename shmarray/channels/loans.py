@@ -79,7 +79,10 @@ class Loan:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish, or drop. Raises `ValueError` for metadata that are too large; then it was dropped."""
+        """Publish, or drop. It was dropped when this raises: `ValueError` for metadata that are too large, `TimeoutError`.
+
+        The latter where a process was stopped with the channel's lock held, two seconds after the loan's timeout from here on.
+        """
         got = self._got
         if self._generation != guards.Process.generation:
             return  # in a child that was forked inside the block, the slot is the parent's
@@ -91,7 +94,8 @@ class Loan:
             if kind is None:
                 channel._describe(got[0], self._lengths, self.meta)
                 if short is None or not short.publish(got):
-                    channel._flow.publish(got, channel._flow.slots.parties.me())
+                    deadline = objects.deadline_of(self._timeout)
+                    channel._flow.publish(got, channel._flow.slots.parties.me(), deadline)
                 self.published = True
                 self._rest()
             else:
@@ -228,7 +232,11 @@ class Receipt:
     def _leave(self) -> None:
         """Leave an item that nobody has seen to the next."""
         if self._got:
-            self._channel._flow.untake(self._taker(), self._got)
+            self._channel._flow.untake(self._taker(), self._got, self._hold)
+            if self._got:
+                self._hold = (
+                    None  # it is still in hand, until whoever was stopped with the lock goes on: no other block's list
+                )
         self._rest()
 
     def _rest(self) -> None:

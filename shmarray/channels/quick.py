@@ -1,7 +1,7 @@
 """The short way through a channel, for small items that are copied.
 
 Owns: putting and getting in one piece, without a call of Python's on the way, when nothing stands in it: the item has the very form of the
-channel, the lock is free, there is a slot or an item. Whatever else is said no to, and goes the long way (`flow`).
+channel, the lock is free, there is a slot or an item, nothing is owed. Whatever else is said no to, and goes the long way (`flow`).
 Must not know: waiting; how a broadcast is read.
 
 The steps are those of `slots`, each a store. An item is copied into a slot that is free, and stays so until it is published: whoever dies
@@ -99,9 +99,11 @@ def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[list[
     me = slots.parties.me()
     undone, epoch = form.UNDONE + form.slot_of(me), form.epoch_of(me) << 32
     in_turn = count * words[form.STRIDE] <= _CACHED
-    each = form.EACH
+    each, owed = form.EACH, flow.owed
 
     def get_now(ticket: list[int] | None = None) -> Any:
+        if owed:
+            return None
         item = None
         gone = 0
         try:
@@ -131,7 +133,7 @@ def getter(flow: Flow, views: Sequence[np.ndarray[Any, Any]]) -> Callable[[list[
                 flow.pass_on()
         except BaseException as error:
             latch.abandon(error)
-            tasks.undo(flow, [gone])
+            tasks.undo(flow, [1] * gone)
             raise
         return item
 

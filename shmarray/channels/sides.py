@@ -85,7 +85,8 @@ class SubscriptionSide:
         me = flow.slots.parties.me()
         if self._slots.word(self._entry) == me and self._slots.subscribers.is_there(self._entry, self._token):
             return
-        if not flow.with_get(self._slots.subscribers.adopt, self._entry, self._token, me):
+        adopted = flow.briefly(flow.slots.get_latch, self._slots.subscribers.adopt, self._entry, self._token, me)
+        if adopted is False:  # if the lock was not to be had, it is this process's when it first takes
             raise self._ended()
 
     def desert(self, flow: Flow) -> None:

@@ -80,6 +80,7 @@ class Seat:
 
     def close(self) -> None:
         """End the subscription. May be repeated."""
+        self._flow.pay_soon()
         if not self._flow.both_briefly(self._leave):
             self._flow.slots.subscribers.leave_alone(*self.side.key)
         self._finalizer.detach()

@@ -8,6 +8,7 @@ A word for each process counts its copies: the epoch of its slot above, the numb
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from shmarray import objects
@@ -16,8 +17,9 @@ from shmarray._format import control, guard
 from shmarray.errors import LostTaskError
 
 if TYPE_CHECKING:
-    from shmarray.channels.flow import Flow
+    from shmarray.channels.flow import Flow, Side
 
+_clock = time.monotonic
 _COUNT = (1 << 32) - 1
 
 
@@ -28,14 +30,29 @@ def begin(flow: Flow, begun: list[int]) -> None:
     word = flow.words[index]
     # An entry of another epoch is a dead process's that had this slot: its tasks are lost, and whoever joins is not told any more.
     flow.words[index] = word + 1 if word & ~_COUNT == epoch else epoch | 1
-    begun[0] += 1
+    begun.append(1)
+
+
+def done(flow: Flow, side: Side, got: list[int], begun: list[int]) -> None:
+    """With the item in `got` copied: count the copy as begun, and give the slot back. May be repeated."""
+    if got:
+        if not begun:
+            begin(flow, begun)
+        side.give_back(got[0])
+        got.clear()
 
 
 def undo(flow: Flow, begun: list[int]) -> None:
-    """After an exception, without the lock: nobody has got the copies that were counted in `begun`."""
-    if begun[0]:
-        flow.with_get(end, flow)
+    """After an exception, without the lock: nobody has got the copies that were counted in `begun`. As `Waits.see_to`."""
+    if begun:
+        flow.see_to(begun, _clock(), _undo, flow, begun)
         flow.after_giving_back()
+
+
+def _undo(flow: Flow, begun: list[int]) -> None:
+    if begun:
+        end(flow)
+        begun.clear()
 
 
 def end(flow: Flow) -> bool:
@@ -61,6 +78,7 @@ def join(flow: Flow, deadline: float | None) -> bool:
     ticket = [0]
     try:
         while True:
+            flow.pay(deadline)
             seen = words[form.DONE]
             if flow.within(latch, deadline, _try_join, flow, ticket):
                 return True

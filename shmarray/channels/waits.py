@@ -1,6 +1,7 @@
 """The locks of a channel, those who wait, and the dead.
 
-Owns: doing a step under a lock; who is counted as waiting, sleeping and waking; when a stream is over; finding the dead.
+Owns: doing a step under a lock, or later where its holder was stopped; who is counted as waiting, sleeping and waking; when a stream is
+over; finding the dead.
 Must not know: what the steps are (`flow`), NumPy, what is in a slot.
 
 Whoever finds nothing is counted, with the lock held; looks once more; and sleeps on a word that changes with what it waits for. Whoever
@@ -15,7 +16,7 @@ import ctypes
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shmarray import objects
+from shmarray import guards, objects
 from shmarray._format import channel as form
 from shmarray._os import futexes
 from shmarray.channels import holds
@@ -42,7 +43,10 @@ _BRIEF = 0.25
 class Waits:
     """A channel's words, with all that waits. One for each mapping, valid as long as that is; keeps it for nobody."""
 
-    __slots__ = ("_looked", "_policy", "_spin", "_stays", "_woken", "member", "name", "slots", "waiters", "words")
+    __slots__ = (
+        *("_looked", "_policy", "_spin", "_stays", "_woken"),
+        *("member", "name", "owed", "slots", "waiters", "words"),
+    )
 
     def __init__(self, words: Any, member: Membership, name: str | None) -> None:
         """Use these words, a ctypes array, of a channel of that name."""
@@ -53,6 +57,8 @@ class Waits:
         self.slots.subscribers = Subscribers(words, self.slots.geometry, self.slots.change)
         self.waiters: dict[int, Any] = {}
         """Of this process: who waits in coroutines, by the word; see `aio`."""
+        self.owed: dict[int, tuple[int, list[int], Callable[..., object], tuple[Any, ...]]] = {}
+        """What is still to be done, by the identity of the list that says so; see `see_to`."""
         self._looked = _clock()
         self._woken = 0
         self._policy = words[form.FULL]
@@ -89,9 +95,12 @@ class Waits:
 
     def briefly(self, latch: Latch, work: Callable[..., R], *arguments: Any) -> R | None:
         """Do what may as well be done later, with a lock held; None if that is not to be had soon: whoever has it was stopped."""
+        return self._until(latch, _clock() + _BRIEF, work, *arguments)
+
+    def _until(self, latch: Latch, moment: float | None, work: Callable[..., R], *arguments: Any) -> R | None:
         try:
             code = latch.take(latch.address)
-            if code and not latch.enter(code, _clock() + _BRIEF):
+            if code and not latch.enter(code, moment):
                 return None
             result = work(*arguments)
             latch.let(latch.address)
@@ -107,6 +116,37 @@ class Waits:
             return self.briefly(put_latch, work, *arguments)
         result: R | None = self.briefly(put_latch, self.briefly, get_latch, work, *arguments)
         return result
+
+    def see_to(self, what: list[int], deadline: float | None, work: Callable[..., object], *arguments: Any) -> None:
+        """With the get lock held, do what empties `what`; where its holder was stopped, not now.
+
+        Then it is done when this process next takes, waits, closes, or says that something is done, in whichever thread, unless something
+        else is to be done to `what` by then. It may be repeated.
+        """
+        if what:
+            self.owed[id(what)] = (guards.Process.generation, what, work, arguments)
+            moment = None if deadline is None else max(deadline, _clock()) + _GRACE
+            self._until(self.slots.get_latch, moment, self._pay)
+
+    def pay(self, deadline: float | None) -> None:
+        """Do what could not be done before. Raises `TimeoutError` as `within`."""
+        if self.owed:
+            self.within(self.slots.get_latch, deadline, self._pay)
+            self.wake_all()
+
+    def pay_soon(self) -> None:
+        """The same, if the lock is to be had soon."""
+        if not self.owed:
+            return
+        if self.briefly(self.slots.get_latch, self._pay):
+            self.wake_all()
+
+    def _pay(self) -> bool:
+        for key, (generation, what, work, arguments) in list(self.owed.items()):
+            if what and generation == guards.Process.generation:  # else a forked child would do it for its parent
+                work(*arguments)
+            self.owed.pop(key, None)
+        return True
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
@@ -157,9 +197,9 @@ class Waits:
         self.look_now_and_then(SLICE if index == form.FREED or self.words[index] == seen else _SELDOM)
 
     def may_sleep(self, deadline: float | None) -> bool:
-        """Whether one who waits for an item is to sleep a slice now: it is not the time to give up, to poll, or to see that all is over."""
+        """Whether one who waits for an item is to sleep a slice now: it is not time to give up, poll, pay, or see that all is over."""
         in_time = deadline is None or deadline - _clock() > SLICE
-        return in_time and not self._spin and not self.is_over()
+        return in_time and not self._spin and not self.owed and not self.is_over()
 
     def sleeper_for_item(self) -> Callable[[int], None]:
         """Make what sleeps, a slice at most, while the low half of the tail is as it is told."""
@@ -180,6 +220,7 @@ class Waits:
         if now - self._looked >= pause:
             self._looked = now
             holds.settle()
+            self.pay_soon()
             self.look_for_deaths()
 
     # -- waking --------------------------------------------------------------------------------------------------------

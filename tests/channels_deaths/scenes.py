@@ -199,6 +199,38 @@ def lay_down(stand: Stand) -> None:
         patch.setattr(type(stand.channel._flow), "briefly", _in_vain)
 
 
+def get_alone(stand: Stand) -> None:
+    """Take the next item as a copy; if it is large, as one that cannot have the lock to count it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(stand.channel._flow), "_until", _in_vain)
+        get_one(stand)
+
+
+def leave_alone(stand: Stand) -> None:
+    """Take the next item and not see it, as one that cannot have the lock to leave it to others."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ZeroDivisionError):
+        patch.setattr(type(stand.channel._flow), "_until", _in_vain)
+        patch.setattr(type(stand.channel), "_view", _fail)
+        with source(stand).receive(PATIENCE):
+            raise AssertionError("it was seen")
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise ZeroDivisionError
+
+
+def get_and_pay(stand: Stand) -> None:
+    """Count it when the lock is there again, as who waits does."""
+    get_alone(stand)
+    look_for_deaths(stand)
+
+
+def leave_and_pay(stand: Stand) -> None:
+    """Leave it when the lock is there again."""
+    leave_alone(stand)
+    look_for_deaths(stand)
+
+
 def close(stand: Stand) -> None:
     """Unsubscribe."""
     source(stand).close()

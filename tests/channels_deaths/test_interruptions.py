@@ -78,6 +78,10 @@ QUEUES = {
     ),
     "go through a loop": Scene({}, (1,), scenes.step, takes=True),
     "lay down": Scene({}, ALL, scenes.lay_down, takes=True),
+    "get without the lock": Scene({}, ALL, scenes.get_alone, takes=True),
+    "leave without the lock": Scene({}, ALL, scenes.leave_alone, takes=True),
+    "have left without the lock": Scene({}, ALL, scenes.leave_and_pay, takes=True),
+    "have got without the lock": Scene({}, ALL, scenes.get_and_pay, takes=True),
 }
 OF_COROUTINES = {
     "put in a coroutine": Scene({}, ALL[:-1], scenes.aput, puts=True),
@@ -190,6 +194,10 @@ BROADCASTS = {
     "put and evict where one was laid down": Scene(
         DROP_OLDEST, (), scenes.put, True, False, scenes.let_come(*ALL, then=scenes.lay_down)
     ),
+    "get without the lock": Scene({}, ALL, scenes.get_alone, False, True, SHARED),
+    "have got without the lock": Scene({}, ALL, scenes.get_and_pay, False, True, SHARED),
+    "leave without the lock": Scene({}, ALL, scenes.leave_alone, False, True, SHARED),
+    "have left without the lock": Scene({}, ALL, scenes.leave_and_pay, False, True, SHARED),
     "hand on": Scene({"name": "interrupted"}, ALL, scenes.hand_on, False, True, SHARED),
     "subscribe": Scene({}, (), scenes.subscribe, True, False),
     "wait to get": Scene({}, (), scenes.wait_to_get, False, False, SHARED),

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from shmarray.channels import slots, waits
+from shmarray.channels import slots, tasks, waits
 from tests.channels_deaths import deaths
-from tests.helpers.processes import reap, wait_until
+from tests.helpers.processes import kill_and_reap, reap, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -229,6 +229,284 @@ def test_a_loan_is_dropped_beside_one_that_is_stopped_with_the_lock_held(mode: A
         with contextlib.suppress(queue.Empty):
             channel.get(block=False)  # if the one that was stopped found the slot
     passes(channel, size, mode)
+
+
+# -- what is published, and what is begun and cannot be ended now ------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["queue", "broadcast"])
+def test_who_publishes_beside_one_that_is_stopped_with_the_lock_held_is_told_in_time(
+    mode: Any, size: int, store: sa.Store
+) -> None:
+    """A loan with a timeout is dropped with `TimeoutError`: nobody sees it, and its slot is there. Time to fill it does not count."""
+    channel = store.channel(size, np.int64, slots=2, mode=mode)
+    source: Any = channel.subscribe() if mode == "broadcast" else channel
+    again = pickle.loads(pickle.dumps(channel))
+    loan = again.loan(0.1)
+    with loan as frame:
+        frame[:] = 1
+        time.sleep(0.15)
+    assert loan.published
+    loan = again.loan(0.1)
+    loan.__enter__()[:] = 2
+    with stopped(channel, channel._flow.slots.put_latch, partial(channel.put, item(size, 3))):
+        with pytest.raises(TimeoutError, match="stopped"):
+            loan.__exit__(None, None, None)
+        assert not loan.published
+        assert channel.stats().held == ()
+    again.close()
+    assert [int(source.get(timeout=20)[0]) for _ in range(2)] == [1, 3]
+    assert source.empty()
+    if mode == "broadcast":
+        source.close()
+    channel = pickle.loads(pickle.dumps(channel))
+    passes(channel, size, mode)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_loan_without_a_timeout_is_published_when_the_stopped_one_goes_on(size: int, store: sa.Store) -> None:
+    """As long it waits; nothing of it is lost."""
+    channel = store.channel(size, np.int64, slots=2)
+    published = threading.Event()
+
+    def publish() -> None:
+        with channel.loan() as frame:
+            frame[:] = 1
+            ready.set()
+            go.wait(20)
+        published.set()
+
+    ready, go = threading.Event(), threading.Event()
+    thread = threading.Thread(target=publish, daemon=True)
+    thread.start()
+    assert ready.wait(20)
+    with stopped(channel, channel._flow.slots.put_latch, partial(channel.put, item(size, 2))):
+        go.set()
+        assert not published.wait(0.3)
+    thread.join(20)
+    assert sorted(int(channel.get(timeout=20)[0]) for _ in range(2)) == [1, 2]
+
+
+def stops_inside(
+    monkeypatch: pytest.MonkeyPatch, name: str, channel: Channel, latch: Any, deed: Callable[[], object], **does: Any
+) -> list[int]:
+    """Have a child be stopped with a lock held when an item is next filled or copied, in this process; gives its pid, then.
+
+    `raises` is raised by that.
+    """
+    pids: list[int] = []
+    form = type(channel._form)
+    real, me = getattr(form, name), os.getpid()
+
+    def stop(*arguments: Any) -> Any:
+        if os.getpid() == me and not pids:
+            pids.append(deaths.stopped(latch, deed))
+            if "raises" in does:
+                raise does["raises"]
+        return real(*arguments)
+
+    monkeypatch.setattr(form, name, stop)
+    return pids
+
+
+@pytest.mark.parametrize("mode", ["queue", "broadcast"])
+def test_a_large_item_is_put_in_time_or_not_at_all(mode: Any, store: sa.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its producer had the lock to have a slot, and has it not to publish; the item is nowhere, and can be put again."""
+    channel = store.channel(20_000, np.int64, slots=2, mode=mode)
+    source: Any = channel.subscribe() if mode == "broadcast" else channel
+    latch = channel._flow.slots.put_latch
+    pids = stops_inside(monkeypatch, "fill", channel, latch, lambda: enter_and_drop(channel.loan(0)))
+    with pytest.raises(TimeoutError, match="stopped"):
+        channel.put(item(20_000, 1), timeout=0.1)
+    assert channel.stats().held == ()
+    assert deaths.go_on(pids[0]) == 0
+    channel.put(item(20_000, 2), timeout=20)
+    assert source.get(timeout=20)[0] == 2
+    if mode == "broadcast":
+        source.close()
+    passes(channel, 20_000, mode)
+
+
+def enter_and_drop(loan: Any) -> None:
+    """Have a slot, and give it back."""
+    with contextlib.suppress(ZeroDivisionError), loan:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("mode", ["queue", "broadcast"])
+@pytest.mark.parametrize("then", ["task_done", "join", "get", "wait", "close"])
+def test_a_large_item_is_got_in_time_though_it_cannot_be_counted(
+    mode: Any, then: str, store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays in hand until its consumer next has to do with the channel; then it is one that was got, and its slot is free."""
+    channel = store.channel(20_000, np.int64, slots=2, mode=mode)
+    source: Any = channel.subscribe() if mode == "broadcast" else channel
+    for number in (1, 2):
+        channel.put(item(20_000, number))
+    latch = channel._flow.slots.get_latch
+    pids = stops_inside(monkeypatch, "copy", channel, latch, partial(channel._flow.with_get, len, ()))
+    found: list[Any] = []
+    in_time(lambda: found.append(source.get(timeout=0.1)))
+    assert (found[0] == 1).all()
+    assert [kind for _, kind, _ in channel.stats().held] == ["receive"]
+    too_late(lambda: source.get(timeout=0.1))
+    assert deaths.go_on(pids[0]) == 0
+    if then == "task_done":
+        channel.task_done()
+    elif then == "join":
+        assert not channel.join(0.1)
+    elif then == "wait":
+        channel._flow._looked = 0.0
+        channel._flow.look_now_and_then()
+    elif then == "close":
+        source.close()
+    assert channel.stats().held == () or then == "get"
+    again = pickle.loads(pickle.dumps(channel))
+    if then != "close" or mode == "queue":
+        assert (source if then != "close" else again).get(timeout=20)[0] == 2
+        again.task_done()
+    if then != "task_done":
+        again.task_done()
+    with pytest.raises(ValueError, match="too many"):
+        again.task_done()
+    assert again.join(20)
+    if mode == "broadcast":
+        source.close()
+    passes(again, 20_000, mode)
+
+
+def test_who_is_killed_before_it_could_count_what_it_got_has_not_had_it(
+    store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `redeliver` another gets it, and nobody is said to deal with it."""
+    channel = store.channel(20_000, np.int64, slots=2, redeliver=True)
+    channel.put(item(20_000, 1))
+    ready = os.pipe()
+
+    def consume() -> None:
+        inner = stops_inside(monkeypatch, "copy", channel, channel._flow.slots.get_latch, partial(get_in_vain, channel))
+        channel.get(timeout=0.1)
+        os.write(ready[1], b"%d" % inner[0])
+        signal.pause()
+
+    pid = deaths.in_child(consume)
+    inner = int(os.read(ready[0], 20))
+    assert [kind for _, kind, _ in channel.stats().held] == ["receive"]
+    kill_and_reap(pid)
+    os.kill(inner, signal.SIGKILL)  # it is a child of the one that was killed
+    assert (channel.get(timeout=20) == 1).all()
+    channel.task_done()
+    assert channel.join(20)
+    assert (channel.stats().held, channel.stats().redelivered, channel.stats().lost) == ((), 1, 0)
+    for end in ready:
+        os.close(end)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["queue", "broadcast"])
+@pytest.mark.parametrize("how", ["get", "receive"])
+def test_an_item_that_nobody_has_seen_is_left_in_time(
+    mode: Any, size: int, how: str, store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copying it, or its metadata, raises: that comes out at once, and the item comes again, to this process or another."""
+    channel = store.channel(size, np.int64, slots=2, mode=mode)
+    source: Any = channel.subscribe() if mode == "broadcast" else channel
+    source.receive(0)  # this process is a consumer
+    channel.put(item(size, 1), meta=Spoiled())
+    channel.put(item(size, 2))
+    latch = channel._flow.slots.get_latch
+    deed = partial(channel._flow.with_get, len, ())
+    if how == "get" and size == SIZES[0]:
+        with pytest.raises(ZeroDivisionError):
+            raise_with_lock(monkeypatch, channel, source)
+    elif how == "get":
+        pids = stops_inside(monkeypatch, "copy", channel, latch, deed, raises=ZeroDivisionError())
+        with pytest.raises(ZeroDivisionError):
+            source.get(timeout=0.1)
+    else:
+        pids = []
+        monkeypatch.setattr(Spoiled, "load", staticmethod(lambda: pids.append(deaths.stopped(latch, deed))))
+        with pytest.raises(ZeroDivisionError):
+            enter(source.receive(0.1))
+    if how == "receive" or size != SIZES[0]:
+        assert [kind for _, kind, _ in channel.stats().held] == ["receive"]
+        assert deaths.go_on(pids[0]) == 0
+        assert reap(deaths.in_child(channel._flow.pay_soon)) == 0  # it is not the child's
+        assert [kind for _, kind, _ in channel.stats().held] == ["receive"]
+    assert [int(source.get(timeout=20)[0]) for _ in range(2)] == [1, 2]
+    for _ in range(2):
+        channel.task_done()
+    assert channel.join(20)
+    assert channel.stats().held == ()
+    if mode == "broadcast":
+        source.close()
+    passes(channel, size, mode)
+
+
+class Spoiled:
+    """Metadata that cannot be loaded."""
+
+    @staticmethod
+    def load() -> None:
+        """Do something before."""
+
+    def __reduce__(self) -> Any:
+        """Raise when it is loaded."""
+        return _spoil, ()
+
+
+def _spoil() -> None:
+    Spoiled.load()
+    raise ZeroDivisionError
+
+
+def raise_with_lock(monkeypatch: pytest.MonkeyPatch, channel: Channel, source: Any) -> None:
+    """Have copying raise, of an item that is copied with the lock held: then it is left with the lock held too."""
+    with monkeypatch.context() as patch:
+        patch.setattr(type(channel._form), "copy", lambda *_: 1 // 0)
+        patch.setattr(channel, "_get_now", None)
+        source.get(timeout=0.1)
+
+
+def test_a_copy_that_nobody_got_is_uncounted_in_time(store: sa.Store) -> None:
+    """Whoever joins is not kept by it afterwards."""
+    channel = store.channel(4, np.int64, slots=2)
+    channel.put(item(4))
+    channel.get()
+    channel.task_done()
+    begun: list[int] = []
+    channel._flow.with_get(tasks.begin, channel._flow, begun)
+    with stopped(channel, channel._flow.slots.get_latch, partial(channel._flow.with_get, len, ())):
+        in_time(lambda: tasks.undo(channel._flow, begun))
+    assert channel.join(20)
+    with pytest.raises(ValueError, match="too many"):
+        channel.task_done()
+
+
+def test_a_subscription_is_loaded_beside_one_that_is_stopped_with_the_lock_held(store: sa.Store) -> None:
+    """It is whose it is from when that one has first taken by it."""
+    channel = store.channel(4, np.int64, slots=2, mode="broadcast")
+    ready, go = os.pipe(), os.pipe()
+    handle = pickle.dumps(channel.subscribe())
+    channel.put(item(4, 1))
+
+    def load() -> None:
+        os.read(go[0], 1)
+        loaded = pickle.loads(handle)
+        os.write(ready[1], b"!")
+        assert loaded.get(timeout=20)[0] == 1
+        assert [each.pid for each in channel.stats().subscribers] == [os.getpid()]
+        loaded.close()
+
+    pid = deaths.in_child(load)
+    with stopped(channel, channel._flow.slots.get_latch, partial(look_in, channel, "broadcast")):
+        os.write(go[1], b"!")
+        in_time(lambda: os.read(ready[0], 1))
+    assert reap(pid) == 0
+    passes(channel, 4, "broadcast")
+    for end in (*ready, *go):
+        os.close(end)
 
 
 def look_in(channel: Channel, mode: str) -> None:
