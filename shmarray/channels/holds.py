@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from shmarray import guards
 from shmarray._os import endings
@@ -32,31 +32,22 @@ class Hold:
         self.got: list[int] = []
 
 
-class Side(Protocol):
-    """A subscription, by which an item was taken."""
-
-    def give_back(self, slot: int) -> None:
-        """Be done with the item."""
-
-    def lay_down(self, slot: int) -> None:
-        """Be done with it, without the lock."""
-
-
 class _Watch(weakref.ref[Hold]):
     """A weak reference to a hold, which knows what was in it. Keeps nothing: neither mapping nor store."""
 
-    __slots__ = ("generation", "got", "segment", "side")
+    __slots__ = ("generation", "got", "key", "kind", "segment")
 
-    def __new__(cls, hold: Hold, segment: segments.Segment, side: Side | None) -> Self:  # noqa: ARG004  as __init__
+    def __new__(cls, hold: Hold, segment: segments.Segment, side: Any) -> Self:  # noqa: ARG004  as __init__
         """Watch `hold`."""
         return super().__new__(cls, hold, _lost.append)
 
-    def __init__(self, hold: Hold, segment: segments.Segment, side: Side | None) -> None:
-        """Keep what giving back needs; the mapping, and the subscription with its items, may end before."""
+    def __init__(self, hold: Hold, segment: segments.Segment, side: Any) -> None:
+        """Keep what giving back needs; the mapping, and what stands for the subscription here, may end before."""
         super().__init__(hold, _lost.append)  # type: ignore[call-arg]  # the callback goes to both, see weakref.KeyedRef
         self.got = hold.got
         self.segment = weakref.ref(segment)
-        self.side = None if side is None else weakref.ref(side)
+        self.kind: Any = None if side is None else type(side)
+        self.key: tuple[int, int] = (0, 0) if side is None else side.key
         self.generation = guards.Process.generation
 
 
@@ -65,7 +56,7 @@ _lost: deque[weakref.ref[Hold]] = deque()
 """Watches of holds that have died, until that has been seen to."""
 
 
-def fresh(segment: segments.Segment, side: Side | None) -> Hold:
+def fresh(segment: segments.Segment, side: Any) -> Hold:
     """Make a hold for slots of that channel, to be filled or taken; for items of a subscription with its `side`."""
     settle()
     hold = Hold()
@@ -87,9 +78,8 @@ def _give_back(watch: weakref.ref[Hold]) -> None:
         if segment is None:
             return  # it is not mapped any more
         flow: Any = segment.tag.cache["flow"]
-        side = None if watch.side is None else watch.side()
-        if watch.side is None:
+        if watch.kind is None:
             flow.let_go(watch.got)
-        elif side is not None:
-            flow.give_back(side, watch.got)
+        else:
+            flow.give_back(watch.kind(flow.slots, *watch.key, 0), watch.got)
         del segment

@@ -60,7 +60,7 @@ class QueueSide:
 class SubscriptionSide:
     """One subscription to a broadcast."""
 
-    __slots__ = ("__weakref__", "_entry", "_newly_missed", "_slots", "_token", "ahead")
+    __slots__ = ("_entry", "_newly_missed", "_slots", "_token", "ahead")
 
     def __init__(self, slots: Slots, entry: int, token: int, ahead: int) -> None:
         """Take what the subscription at that entry gets; its next item is `ahead`, or it has missed that."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from shmarray import objects, shields
 from shmarray._os import processes
-from shmarray.channels import aio
+from shmarray.channels import aio, holds
 from shmarray.channels.loans import Receipt, steps
 from shmarray.channels.sides import SubscriptionSide
 from shmarray.errors import StoreFullError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shmarray.channels.flow import Flow
-    from shmarray.channels.holds import Hold
 
 _forks = [0]
 
@@ -80,6 +79,7 @@ class Seat:
 
     def close(self) -> None:
         """End the subscription. May be repeated."""
+        holds.settle()
         self._flow.pay_soon()
         if not self._flow.both_briefly(self._leave):
             self._flow.slots.subscribers.leave_alone(*self.side.key)
@@ -118,7 +118,7 @@ class Subscription:
         self._channel = channel
         self._seat = seat
         self.side = seat.side
-        self._takes: list[Hold] = []
+        self._takes: list[holds.Hold] = []
 
     @classmethod
     def make(cls, channel: Any) -> Self:

@@ -182,6 +182,31 @@ def test_a_child_killed_before_it_used_a_subscription_leaves_it_to_its_parent(ch
     is_usable(channel)
 
 
+@pytest.mark.parametrize("closed", ["after its object has gone", "before", "not"])
+def test_what_was_in_hand_of_a_block_without_its_end_keeps_no_subscription(channel: Channel, closed: str) -> None:
+    """Its end was never called (a handler raised on the very entry): the subscription ends all the same, and the slot is there."""
+    subscription = channel.subscribe()
+    channel.put(np.full(SIZE, 1))
+    item = subscription.receive(20)
+    item.__enter__()
+    if closed == "before":
+        subscription.close()
+        assert len(channel.stats().held) == 1
+        del subscription, item
+    elif closed == "not":
+        del subscription, item
+    else:
+        del item
+        subscription.close()
+        assert channel.stats().subscribers == ()
+    channel._flow._looked = 0.0
+    channel._flow.look_now_and_then()  # as who waits does
+    for _ in range(2 * channel.slots):
+        assert channel.put(np.full(SIZE, 1), timeout=20)
+    assert (channel.stats().subscribers, channel.stats().held) == ((), ())
+    is_usable(channel)
+
+
 def kill_when_forked() -> None:
     """Have a child that has all this process has, and is killed before it has used any of it."""
     ready = os.pipe()
