@@ -98,8 +98,9 @@ def record_words(lengths: int, meta_room: int) -> int:
     return -(-(LENGTHS + lengths + -(-meta_room // 8)) // 8) * 8
 
 
-GONE = 255
-"""In place of a process: a subscription that was dropped, and that nobody has cleared away yet. No such process is ever alive."""
+GONE, LEFT = 255, 254
+"""In place of a process, as no process is named: a subscription that was dropped, and that nobody has cleared away yet; and one that was
+dropped when children forked since might use it, which is there as long as anyone shares the mark that its token names."""
 
 
 def party(slot: int, epoch: int) -> int:

@@ -50,6 +50,9 @@ SLOT_MARK = 16
 SEAT_MARK = SLOT_MARK + SLOTS
 """The first of `SEATS` marks: who holds one has that seat in every slab of the store."""
 
+SHARED_MARK = 1 << 32
+"""The first of very many: all who may use a certain thing, which a random number names, share one of these."""
+
 
 class Control(NamedTuple):
     """What never changes about a store.

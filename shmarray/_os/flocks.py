@@ -79,6 +79,11 @@ def mark(fd: HasFileno, number: int) -> bool:
     return True
 
 
+def share_mark(fd: HasFileno, number: int) -> None:
+    """Take mark `number` on this open file description beside others that share it. Raises `BlockingIOError` if one has it alone."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _FIRST_MARK + number, 1, 0))
+
+
 def wait_mark(fd: HasFileno, number: int) -> None:
     """Take mark `number`, waiting for whoever has it; the kernel frees it when they end. A signal's handler may raise."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _FIRST_MARK + number, 1, 0))

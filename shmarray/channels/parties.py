@@ -1,8 +1,7 @@
 """Which processes have a part in a channel.
 
 Owns: how a process is named in the words of a channel, and the tables of producers and consumers. The kernel vouches for each: its slot
-in the
-store's table of processes is marked as long as it lives.
+in the store's table of processes is marked as long as it lives. Likewise for whoever may use a thing that a forked child inherits.
 Must not know: slots of the channel.
 """
 
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from shmarray import guards
 from shmarray._format import channel as form
 from shmarray._format import control, guard
+from shmarray._os import flocks, segments
 from shmarray.errors import GuardError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Set as AbstractSet
 
     from shmarray.membership import Membership
 
@@ -84,11 +84,34 @@ class Parties:
         """Whether a table is empty."""
         return ctypes.string_at(ctypes.addressof(self._words) + 8 * first, len(_EMPTY)) == _EMPTY
 
-    def dead(self, names: Iterable[int]) -> set[int]:
-        """Which of these processes are gone, by the kernel's word. Raises `StoreClosedError`."""
-        there = set(names)
+    def share(self, token: int) -> segments.Segment:
+        """Be one of those who may use what that random number names, as long as the mapping is there, also in a forked child.
+
+        Raises `StoreClosedError`.
+        """
+        fd = self._member.open_control()
+        try:
+            flocks.share_mark(fd, control.SHARED_MARK + token)
+            return segments.map_shared(fd, control.SIZE)
+        finally:
+            fd.close()
+
+    def _is_shared(self, token: int) -> bool:
+        fd = self._member.open_control()
+        try:
+            return flocks.is_marked(fd, control.SHARED_MARK + token)
+        finally:
+            fd.close()
+
+    def dead(self, names: AbstractSet[int]) -> set[int]:
+        """Which of these processes are gone, by the kernel's word; and which of those are nobody that are whoever shares a mark.
+
+        The latter are named by what is below zero, see `Subscribers.owners`. Raises `StoreClosedError`.
+        """
+        marks = {name for name in names if name < 0}
+        there = set(names) - marks
         alive = self._member.slots_alive(sorted({form.slot_of(party) for party in there})) if there else {}
-        return {
+        return {mark for mark in marks if not self._is_shared(~mark)} | {
             party
             for party in there
             if (slot := form.slot_of(party)) not in alive or guard.epoch_word(alive[slot]) != form.epoch_of(party)

@@ -78,25 +78,26 @@ class SubscriptionSide:
     def require_there(self) -> None:
         """Look whether it has ended. Raises `ChannelClosedError`."""
         if not self._slots.subscribers.is_there(self._entry, self._token):
-            raise self._ended()
+            raise self.ended()
 
-    def adopt(self, flow: Flow) -> None:
-        """Be this process's. Raises `ChannelClosedError` if it has ended."""
+    def adopt(self, flow: Flow) -> bool:
+        """Be this process's, when it first takes at the latest; false if it has ended."""
         me = flow.slots.parties.me()
         if self._slots.word(self._entry) == me and self._slots.subscribers.is_there(self._entry, self._token):
-            return
+            return True
         adopted = flow.briefly(flow.slots.get_latch, self._slots.subscribers.adopt, self._entry, self._token, me)
-        if adopted is False:  # if the lock was not to be had, it is this process's when it first takes
-            raise self._ended()
+        return adopted is not False  # None: the lock was not to be had
 
-    def desert(self, flow: Flow) -> None:
-        """Leave it to be buried, if it is still this process's. Runs in finalizers."""
+    def desert(self, flow: Flow, *, to_children: bool) -> None:
+        """Leave it to be buried, or to children that may use it, if it is still this process's. Runs in finalizers."""
         if self._slots.word(self._entry) == flow.slots.parties.me():
-            self._slots.subscribers.desert(self._entry, self._token)
+            subscribers = self._slots.subscribers
+            (subscribers.leave_to_children if to_children else subscribers.desert)(self._entry, self._token)
             flow.wake_all()
 
     @staticmethod
-    def _ended() -> ChannelClosedError:
+    def ended() -> ChannelClosedError:
+        """Describe that it has ended."""
         return ChannelClosedError(
             "this subscription has ended: it was closed, or whoever had it dropped it or died",
             remedy="Subscribe again; items that were published meanwhile are not seen.",
@@ -110,7 +111,7 @@ class SubscriptionSide:
         if held < 0:
             slots.subscribers.settle()
         if not slots.subscribers.adopt(self._entry, self._token, slots.parties.me()):
-            raise self._ended()
+            raise self.ended()
         if held > 0:
             raise GuardError(
                 "this subscription has an item in hand already",

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 _PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
 _HANDS = {form.LOANED: "loan", form.TAKEN: "receive"}
+_NOBODY = (form.GONE, form.LEFT)
 _ENTRIES = range(form.SUBSCRIBERS, form.RECORDS, form.SUBSCRIBER_WORDS)
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriberStats:
-    """One subscription: the pid of its process, how many items are to come, how many it received and missed."""
+    """One subscription: the pid of its process, how many items are to come, how many it received and missed.
+
+    The pid is 0 of one that was dropped, and not yet cleared away, or left to children that may use it.
+    """
 
     pid: int
     depth: int
@@ -124,7 +128,7 @@ def _name(names: dict[str, int], number: int) -> str:
 
 def _subscriber(words: Any, entry: int) -> SubscriberStats:
     return SubscriberStats(
-        pid=_pid(words, words[entry]) if words[entry] != form.GONE else 0,
+        pid=_pid(words, words[entry]) if words[entry] not in _NOBODY else 0,
         depth=max(0, words[form.TAIL] - words[entry + form.CURSOR]),
         received=words[entry + form.SEEN],
         missed=words[entry + form.MISSED],
@@ -140,7 +144,7 @@ def _held(words: Any, entries: Iterable[int], states: Sequence[int]) -> list[tup
     held += [
         (words[entry + form.HELD] - 1, "receive", _pid(words, words[entry]))
         for entry in entries
-        if words[entry + form.HELD] > 0 and words[entry] != form.GONE
+        if words[entry + form.HELD] > 0 and words[entry] not in _NOBODY
     ]
     return sorted(held)
 

@@ -46,8 +46,12 @@ class Subscribers:
         return len(self._there())
 
     def owners(self) -> set[int]:
-        """Name the processes that have one. A look."""
-        return {self._words[entry] for entry in self._there()}
+        """Name the processes that have one; where it is whoever shares its mark, by the token turned below zero (`~`). A look."""
+        return {self._owner(entry) for entry in self._there()}
+
+    def _owner(self, entry: int) -> int:
+        owner: int = self._words[entry]
+        return ~self._words[entry + form.TOKEN] if owner == form.LEFT else owner
 
     def entries(self) -> list[int]:
         """Where each one's words begin. A look."""
@@ -103,7 +107,7 @@ class Subscribers:
     def bury(self, dead: set[int]) -> bool:
         """With both locks held: end the subscriptions of the dead; says whether there were any."""
         self.settle()
-        gone = [entry for entry in self._there() if self._words[entry] in dead]
+        gone = [entry for entry in self._there() if self._owner(entry) in dead]
         for entry in gone:
             self._words[entry] = 0
         if gone:
@@ -115,6 +119,11 @@ class Subscribers:
         """Leave a subscription to be buried by whoever needs its slots: one store and no lock, for finalizers."""
         if self.is_there(entry, token):
             self._words[entry] = form.GONE
+
+    def leave_to_children(self, entry: int, token: int) -> None:
+        """Leave a subscription to those who share its mark, one of whom may have taken it already: one store, for finalizers."""
+        if self.is_there(entry, token):
+            self._words[entry] = form.LEFT
 
     def leave_alone(self, entry: int, token: int) -> None:
         """Without the locks, which are not to be had: `leave`, left to be made true by whoever needs its slots. May be repeated."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from types import TracebackType
 
-    import numpy as np
-
     from shmarray.channels.flow import Flow
 
 _forks = [0]
@@ -51,7 +49,9 @@ class Seat:
         self.side = SubscriptionSide(self._flow.slots, entry, token, ahead)
         whole = shields.over(objects.segment_of(channel))
         forks = _forks[0] if travels else None
-        self._finalizer = weakref.finalize(self, _desert, self._flow, self.side, forks, whole)
+        # A forked child shares the mark by this mapping, as long as it has this too.
+        mark = self._flow.slots.parties.share(token)
+        self._finalizer = weakref.finalize(self, _desert, self._flow, self.side, forks, (whole, mark))
         self._finalizer.atexit = False
 
     @classmethod
@@ -74,7 +74,8 @@ class Seat:
             raise
 
     def send(self) -> None:
-        """Let this be dropped without consequences: it has travelled."""
+        """Let this be dropped without consequences: it has travelled, as this process's."""
+        self.side.adopt(self._flow)
         self._finalizer.detach()
 
     def close(self) -> None:
@@ -206,13 +207,13 @@ class Subscription:
 def _load(cls: type[Subscription], channel: Any, entry: int, token: int, ahead: int) -> Subscription:
     """Load a handle: the subscription is this process's from now on. Raises `ChannelClosedError` if it has ended."""
     subscription = cls(channel, Seat(channel, entry, token, ahead))
-    subscription.side.adopt(channel._flow)
+    if not subscription.side.adopt(channel._flow):
+        raise subscription.side.ended()
     return subscription
 
 
-def _desert(flow: Flow, side: SubscriptionSide, forks: int | None, whole: np.ndarray[Any, Any]) -> None:
-    """Run when a subscription is dropped without having been closed, or having travelled."""
-    del whole
-    # A child that was forked since may be about to use it: then it ends with this process, or that one.
-    if forks is None or forks == _forks[0]:
-        side.desert(flow)
+def _desert(flow: Flow, side: SubscriptionSide, forks: int | None, kept: tuple[Any, ...]) -> None:
+    """Run when a subscription is dropped without having been closed, or having travelled. What was `kept` ends after it."""
+    del kept
+    # A child that was forked since may be about to use it: then it ends with the last process that has it.
+    side.desert(flow, to_children=forks is not None and forks != _forks[0])

@@ -7,6 +7,7 @@ import os
 import pickle
 import queue
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -235,25 +236,18 @@ def test_what_a_child_never_used_ends_when_its_parent_closes_it(channel: Channel
     store.release_unclaimed()  # the channel's own handle, which is still on its way
 
 
-@pytest.mark.parametrize("handed", ["by a fork", "by pickling"])
-@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("handed", ["by a fork", "by pickling", "by pickling, and dropped"])
 @pytest.mark.parametrize("end", ["returns", "is killed"])
-def test_what_a_child_never_used_ends_with_its_parent(
-    channel: Channel,
-    handed: str,
-    dropped: bool,  # noqa: FBT001
-    end: str,
-    store: sa.Store,
-) -> None:
-    """Also if the parent had let go of it, for the child: it is the parent's until another takes by it."""
+def test_what_a_child_never_used_ends_with_its_parent(channel: Channel, handed: str, end: str, store: sa.Store) -> None:
+    """Also if the parent had let go of it, for whoever loads it: it is the parent's until then."""
     ready, go = os.pipe(), os.pipe()
 
     def parent() -> None:
         subscription: Any = channel.subscribe()
-        if handed == "by pickling":
+        if handed != "by a fork":
             pickle.dumps(subscription)
         kill_when_forked()
-        if dropped:
+        if handed == "by pickling, and dropped":
             subscription = None
         os.write(ready[1], b"!")
         os.read(go[0], 1)
@@ -272,6 +266,136 @@ def test_what_a_child_never_used_ends_with_its_parent(
     store.release_unclaimed()
     for each in (*ready, *go):
         os.close(each)
+
+
+class Heir:
+    """A forked child that has a subscription, and uses it when it is told to."""
+
+    def __init__(self, deed: Callable[[], object]) -> None:
+        """Fork it; when it is told to go on it does a deed."""
+        self._ready, self._go = os.pipe(), os.pipe()
+
+        def play() -> None:
+            os.write(self._ready[1], b"!")
+            os.read(self._go[0], 1)
+            deed()
+
+        self.pid = deaths.in_child(play)
+        os.read(self._ready[0], 1)
+
+    def go_on(self) -> int:
+        """Let it do its deed; gives how it ended."""
+        os.write(self._go[1], b"!")
+        return self._ended(reap(self.pid))
+
+    def kill(self) -> None:
+        """Kill it before that."""
+        kill_and_reap(self.pid)
+        self._ended(0)
+
+    def _ended(self, code: int) -> int:
+        for end in (*self._ready, *self._go):
+            os.close(end)
+        return code
+
+
+def fill(channel: Channel) -> None:
+    """Put more than there is room for, as one who waits until others see to it."""
+    for _ in range(2 * channel.slots):
+        wait_until(lambda: channel.put(np.full(SIZE, 1), timeout=20), 20)
+    wait_until(lambda: channel._flow.look_for_deaths() or not channel.stats().subscribers, 20)
+
+
+@pytest.mark.parametrize("first", ["dropped", "killed", "returned", "dropped there"])
+def test_what_was_left_to_a_child_that_never_used_it_ends_with_that(channel: Channel, first: str) -> None:
+    """Whether its parent, which goes on, had let go of it before; and however the child ends, or lets go of it too."""
+    subscriptions = [channel.subscribe()]
+    child = Heir(subscriptions.clear if first == "dropped there" else lambda: None)
+    if first == "killed":
+        child.kill()
+        flood(channel)
+        assert [each.pid for each in channel.stats().subscribers] == [os.getpid()]
+        subscriptions.clear()
+    else:
+        subscriptions.clear()
+        flood(channel)
+        assert [each.pid for each in channel.stats().subscribers] == [0]  # somebody may use it
+        if first == "dropped":
+            child.kill()
+        else:
+            assert child.go_on() == 0
+    fill(channel)
+    is_usable(channel)
+
+
+def test_what_was_left_to_children_is_whose_who_uses_it(store: sa.Store) -> None:
+    """However long that takes, and whoever of them has died; and its parent too. Then it ends with that one."""
+    channel = store.channel(SIZE, np.int64, slots=2, mode="broadcast")
+    answers = os.pipe()
+
+    def parent() -> None:
+        subscriptions = [channel.subscribe()]
+
+        def use() -> None:
+            os.write(answers[1], b"%d" % subscriptions[0].get(timeout=20)[0])
+            os.write(answers[1], b"%d" % (channel.stats().subscribers[0].pid == os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        children = [Heir(lambda: None), Heir(use), Heir(lambda: None)]
+        subscriptions.clear()
+        children[0].kill()
+        assert children[2].go_on() == 0
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os.write(children[1]._go[1], b"!")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = deaths.in_child(parent)
+    wait_until(lambda: deaths.is_stopped(pid), 20)
+    for number in (7, 8):
+        channel.put(np.full(SIZE, number), timeout=20)
+    with pytest.raises(queue.Full):
+        channel.put(np.full(SIZE, 9), timeout=0.3)  # the dead are looked for meanwhile
+    assert [(each.pid, each.depth) for each in channel.stats().subscribers] == [(0, 2)]
+    os.kill(pid, signal.SIGCONT)
+    assert reap(pid) == -signal.SIGKILL
+    assert os.read(answers[0], 1) == b"7"
+    assert os.read(answers[0], 1) == b"1"
+    fill(channel)
+    is_usable(channel)
+    for end in answers:
+        os.close(end)
+
+
+def test_what_was_left_to_a_child_may_travel_on_from_there(store: sa.Store) -> None:
+    """Without having been used; on its way it is the child's."""
+    channel = store.channel(SIZE, np.int64, slots=2, mode="broadcast")
+    passing, done = store.Queue(), store.Event()
+    subscriptions = [channel.subscribe()]
+
+    def hand_on() -> None:
+        passing.put(subscriptions.pop())
+        done.wait(20)
+
+    child = Heir(hand_on)
+    subscriptions.clear()
+    loaded: list[Any] = []
+
+    def load() -> None:
+        channel.put(np.full(SIZE, 5))
+        wait_until(lambda: [each.pid for each in channel.stats().subscribers] == [child.pid], 20)
+        assert channel._flow.look_for_deaths() is False
+        loaded.append(passing.get(timeout=20))
+        done.set()
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    assert child.go_on() == 0
+    thread.join(30)
+    assert [each.pid for each in channel.stats().subscribers] == [os.getpid()]
+    assert loaded[0].get(timeout=20)[0] == 5
+    loaded.clear()
+    fill(channel)
+    is_usable(channel)
 
 
 @pytest.mark.parametrize("found_out", [False, True])
