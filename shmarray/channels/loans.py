@@ -81,7 +81,7 @@ class Loan:
     ) -> None:
         """Publish, or drop. It was dropped when this raises: `ValueError` for metadata that are too large, `TimeoutError`.
 
-        The latter where a process was stopped with the channel's lock held, two seconds after the loan's timeout from here on.
+        The latter two seconds after the loan's timeout, counted from here on, where a process was stopped with the channel's lock held.
         """
         got = self._got
         if self._generation != guards.Process.generation:
@@ -234,9 +234,7 @@ class Receipt:
         if self._got:
             self._channel._flow.untake(self._taker(), self._got, self._hold)
             if self._got:
-                self._hold = (
-                    None  # it is still in hand, until whoever was stopped with the lock goes on: no other block's list
-                )
+                self._hold = None  # still in hand until whoever was stopped with the lock goes on: for no other block
         self._rest()
 
     def _rest(self) -> None:
