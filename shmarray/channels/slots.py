@@ -325,7 +325,7 @@ class Slots:
         words, changed = self._words, False
         for first in (form.PRODUCERS, form.CONSUMERS):
             for party in dead:
-                changed |= self.parties.leave(first, party)
+                changed |= party > form.GONE and self.parties.leave(first, party)
         for record in self.records:
             state = words[record]
             if state & form.REST in dead and state & form.KIND in (form.LOANED, form.TAKEN):
