@@ -500,7 +500,7 @@ def test_a_subscription_is_loaded_beside_one_that_is_stopped_with_the_lock_held(
         loaded.close()
 
     pid = deaths.in_child(load)
-    with stopped(channel, channel._flow.slots.get_latch, partial(look_in, channel, "broadcast")):
+    with stopped(channel, channel._flow.slots.get_latch, partial(channel._flow.with_get, len, ())):
         os.write(go[1], b"!")
         in_time(lambda: os.read(ready[0], 1))
     assert reap(pid) == 0
