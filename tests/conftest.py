@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import time
 from multiprocessing import forkserver
 from typing import TYPE_CHECKING, cast
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 _PROFILE = "SHMARRAY_HYPOTHESIS_PROFILE"
 _DEADLINE = 5.0  # seconds; a guardian that is just exiting, a worker whose end is not yet seen
+_AT_ONCE = 3  # guardians that may be ending while the tests go on
 _failed = pytest.StashKey[bool]()
+_ending: dict[leaks.Guardian, tuple[float, str]] = {}
+"""Guardians that no test has waited for: since when their store is gone, and the test that had it."""
 
 hypothesis.settings.register_profile(
     "ci", derandomize=True, max_examples=25, stateful_step_count=20, deadline=None, print_blob=True
@@ -81,18 +85,48 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _standing_helpers() -> None:
+def _standing_helpers() -> Iterator[None]:
     """Start the fork server and the resource tracker now: multiprocessing keeps them, and their pipes, for the whole run.
 
     The fork server has NumPy, which takes most of the start of a process that uses shmarray; that itself comes in each of them.
     """
     multiprocessing.set_forkserver_preload(["numpy"])
     forkserver.ensure_running()
+    yield
+    _await_guardians(at_most=0)
+
+
+def _await_guardians(at_most: int) -> None:
+    """Wait until no more guardians than that are ending; fail, naming its test, if one takes longer than it may."""
+
+    def left() -> set[int]:
+        running = set(leaks.guardians({guardian.pid for guardian in _ending}))
+        for guardian in _ending.keys() - running:
+            del _ending[guardian]
+        return {guardian.pid for guardian in _ending}
+
+    while pids := left():
+        first, (since, test) = min(_ending.items(), key=lambda item: item[1])
+        remaining = since + _DEADLINE - time.monotonic()
+        if remaining < 0:
+            del _ending[first]  # said once
+            message = (
+                f"the guardian of a store that {test} had runs on, {_DEADLINE:g} s after the store has gone: {first}"
+            )
+            raise AssertionError(message)
+        if len(pids) <= at_most:
+            return
+        leaks.wait_for_an_end(pids, remaining)
 
 
 @pytest.fixture(autouse=True)
 def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a name, a mapping, a descriptor or a process behind, naming each."""
+    """Fail a test that leaves a name, a mapping, a descriptor or a process behind, naming each.
+
+    A guardian whose store is gone ends while the next tests run, and the one that finds it too late fails: to wait for it here
+    takes longer than a short test.
+    """
+    _await_guardians(_AT_ONCE)
     before = leaks.Look.now()
     yield
     if request.node.stash.get(_failed, False):
@@ -104,7 +138,10 @@ def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
 
     def clean() -> bool:
         now = leaks.Look.now()
-        left[:] = now.leaked_since(before)
+        ending = now.ending_since(before)
+        left[:] = now.leaked_since(before, ending)
+        if not left:
+            _ending.update(dict.fromkeys(ending, (time.monotonic(), request.node.nodeid)))
         running.clear()
         running.update(now.processes - before.processes)
         return not left

@@ -24,8 +24,9 @@ RUN = "SHMARRAY_TEST_RUN"
 
 _SCRIPT = "shmarray/guardian/__main__.py"
 _KERNEL_THREAD = 0x200000  # among the flags of a process
-_kernel_threads: set[int] = set()
-"""Those that were seen, and listed at every look since: what they are need not be read again."""
+_not_ours: set[int] = set()
+"""The kernel's threads, and processes older than this one, that were seen, and listed at every look since: they are not read again."""
+_PARENT, _FLAGS, _BEGIN = 1, 6, 19  # fields of `stat`, counted behind the program's name
 _PIECE = 1 << 16
 _UNNAMED = re.compile(r"#\d+")  # what the kernel calls a file made without a name, even after it was given one
 _STORE = re.compile(r"shmarray\.\d+\.[0-9a-f]{16}\.")
@@ -139,19 +140,27 @@ def guardians(among: Iterable[int] | None = None) -> list[Guardian]:
 
 
 def parents() -> dict[int, int]:
-    """Parent of each process; 0 if it has none here. The kernel's own threads, which are many, are left out."""
+    """Parent of each process that is no older than this one, so of all that can be below it."""
     found = {}
     listed = pids()
-    _kernel_threads.intersection_update(listed)
+    _not_ours.intersection_update(listed)
+    begin = int(_fields(os.getpid())[_BEGIN])
     for pid in listed:
-        if pid in _kernel_threads:
+        if pid in _not_ours:
             continue
-        fields = _read(pid, "stat").rpartition(b")")[2].split()
-        if fields and int(fields[6]) & _KERNEL_THREAD:
-            _kernel_threads.add(pid)
-        elif fields:
-            found[pid] = int(fields[1])
+        fields = _fields(pid)
+        if not fields:
+            continue
+        if int(fields[_FLAGS]) & _KERNEL_THREAD or int(fields[_BEGIN]) < begin:
+            _not_ours.add(pid)
+        else:
+            found[pid] = int(fields[_PARENT])
     return found
+
+
+def _fields(pid: int) -> list[bytes]:
+    """What `/proc/PID/stat` says behind the program's name; nothing if the process has ended."""
+    return _read(pid, "stat").rpartition(b")")[2].split()
 
 
 def descendants(pid: int, table: dict[int, int] | None = None) -> set[int]:
@@ -220,14 +229,19 @@ class Look:
             frozenset(below | watching),
         )
 
-    def leaked_since(self, before: Look) -> list[str]:
+    def ending_since(self, before: Look) -> frozenset[Guardian]:
+        """Guardians that were not there before and whose store is gone: they have nothing left to do but to end."""
+        begun = guardians(self.processes - before.processes)
+        return frozenset(guardian for guardian in begun if not os.path.exists(guardian.control))
+
+    def leaked_since(self, before: Look, excused: Iterable[Guardian] = ()) -> list[str]:
         """What is here and was not there before, one line for each; what other runs on this machine own is left out."""
         entries = set(self.entries - before.entries)
         entries -= foreign_stores(entries)
         lines = [f"name {SHM}/{entry}" for entry in sorted(entries)]
         lines += [f"mapping of {mapping.path} (x{n})" for mapping, n in sorted((self.mapped - before.mapped).items())]
         lines += [f"descriptor {fd} -> {target}" for fd, target in sorted(self.open - before.open)]
-        for pid in sorted(self.processes - before.processes):
+        for pid in sorted(self.processes - before.processes - {guardian.pid for guardian in excused}):
             words = " ".join(command_line(pid)) or "(ended, not reaped)"
             lines.append(f"process {pid}: {words}")
         return lines

@@ -354,7 +354,7 @@ def test_the_leak_guard_names_what_was_left(leave: Callable[[list[Callable[[], o
 
 
 LEAKY = """
-import mmap, os
+import mmap, os, pathlib, subprocess, sys
 kept = []
 
 def made():
@@ -373,6 +373,12 @@ def test_leaks():
 def test_fails():
     kept.append(made())
     assert not kept
+
+def test_that_was_guarded(tmp_path):
+    script = tmp_path / "shmarray" / "guardian" / "__main__.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("import os, select; select.select([os.pidfd_open(os.getppid())], [], [], 60)")
+    kept.append(subprocess.Popen([sys.executable, str(script), "/dev/shm/shmarray.0.gone.ctl", "0", "1", "2"]))
 """
 
 IMPATIENT = """
@@ -384,14 +390,19 @@ tests.conftest._DEADLINE = 0.2
 
 
 def test_a_test_that_leaks_fails(tmp_path: Path) -> None:
-    """The guard is in force: a test that leaves a mapping fails, one that puts it away passes, one that failed fails once."""
+    """The guard is in force: a test that leaves a mapping fails, one that puts it away passes, one that failed fails once.
+
+    A guardian whose store is gone may end later, but not too late.
+    """
     (tmp_path / "test_leaky.py").write_text(LEAKY)
     (tmp_path / "conftest.py").write_text(IMPATIENT)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
     command += [f"--basetemp={tmp_path / 'inner'}", str(tmp_path)]
     done = run_command(command, cwd=tmp_path, timeout=60)
-    assert "1 failed, 2 passed, 1 error" in done.stdout, done.describe()
+    assert "1 failed, 3 passed, 2 errors" in done.stdout, done.describe()
     assert "ERROR test_leaky.py::test_leaks - AssertionError: the test left behind:" in done.stdout, done.describe()
+    late = "AssertionError: the guardian of a store that test_leaky.py::test_that_was_guarded had runs on"
+    assert late in done.stdout, done.describe()
 
 
 def test_a_store_of_another_run_is_no_leak_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
