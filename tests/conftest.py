@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import hypothesis
 import pytest
 
-from tests.helpers import leaks
+from tests.helpers import forks, leaks
 from tests.helpers.processes import Child, wait_until
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take the tests themselves, which stay to the end, out of the collector's way: the leak guard collects often."""
+    """Take the tests themselves, which stay to the end, out of the way of the collector, which the leak guard often calls, and of forks."""
     gc.collect()
     gc.freeze()
+    forks.make_cheap()
 
 
 @pytest.hookimpl(wrapper=True)

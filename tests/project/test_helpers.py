@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from shmarray._os import processes, words
-from tests.helpers import leaks, tracing
+from tests.helpers import forks, leaks, tracing
 from tests.helpers.processes import (
     Child,
     is_running,
@@ -425,6 +425,18 @@ input()
             assert leaks.foreign_stores({entry}) == {entry}
     finally:
         os.unlink(os.path.join(leaks.SHM, entry))
+
+
+# forks
+
+
+def test_memory_in_large_pages_holds_what_it_held() -> None:
+    """What this process has in its memory is the same after that was put into large pages, which a fork copies faster."""
+    content = os.urandom(1 << 20) * 8
+    with mmap.mmap(-1, len(content), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[:] = content
+        forks.make_cheap()  # where the kernel has large pages, and one is free
+        assert memory[:] == content
 
 
 # tracing
