@@ -20,40 +20,13 @@ from hypothesis.stateful import (
 )
 
 import shmarray as sa
+from tests.property.actor import act
 
 ACTORS = 4
 SOON = 10.0
 LEFT_FREE = 0.2  # seconds to try for, where the guard is free but for the dead, who have to be noticed
 ways = st.sampled_from(("write", "read", "lock"))
 actors = st.integers(0, ACTORS - 1)
-
-
-def act(array: sa.SharedArray, line: Any) -> None:
-    """Do what comes over the pipe: enter and leave the guard, without waiting longer than told."""
-    inside: list[Any] = []
-    lock = array.lock
-    while True:
-        verb, argument = line.recv()
-        try:
-            if verb == "leave":
-                access = inside.pop()
-                access.release() if access is lock else access.__exit__(None, None, None)
-                answer: Any = True
-            elif verb == "lock":
-                answer = lock.acquire(timeout=argument)
-                inside += [lock] if answer else []
-            else:
-                access = array.read(timeout=argument) if verb == "read" else array.write(argument, heal=verb == "heal")
-                access.__enter__()
-                inside.append(access)
-                answer = True
-        except sa.GuardTimeoutError:
-            answer = False
-        except sa.PoisonedError as error:
-            answer = ("poisoned", error.pid)
-        except sa.GuardError:
-            answer = "refused"
-        line.send(answer)
 
 
 class GuardMachine(RuleBasedStateMachine):
