@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session", autouse=True)
 def _standby() -> Iterator[None]:
     """Serve `places.shmarray` for the whole run."""
-    with Standby("shmarray", "shmarray.cli") as places.standby:
+    with Standby("shmarray.cli", "shmarray") as places.standby:
         yield
     places.standby = None
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_READY = "SHMARRAY_TEST_READY_FD"
+READY = "SHMARRAY_TESTREADY_FD"
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _DYING = 5.0
 _CALL = "import pickle, sys\nfunction, args = pickle.load(sys.stdin.buffer)\nfunction(*args)\n"
@@ -143,7 +143,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
 
 def report(name: str, value: object = None) -> None:
     """Say from inside a child that it has come to the point `name`, with a value that JSON can carry."""
-    os.write(int(os.environ[_READY]), json.dumps([name, value]).encode() + b"\n")
+    os.write(int(os.environ[READY]), json.dumps([name, value]).encode() + b"\n")
 
 
 class Child:
@@ -165,27 +165,40 @@ class Child:
         self._heard = b""
         self._hung_up = False
         with open(self._path("stdout"), "wb") as out, open(self._path("stderr"), "wb") as err:
-            self._process = subprocess.Popen(
-                [sys.executable, script, *args],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=err,
-                env=environment({**(env or {}), _READY: str(theirs)}),
-                cwd=self._path("cwd"),
-                pass_fds=[theirs],
-                start_new_session=True,
-            )
+            self._process = self._started(script, args, env, out, err, theirs)
         os.close(theirs)
         self.pid = self._process.pid
         self._open.add(self)
+
+    def _started(
+        self,
+        script: str,
+        args: tuple[str, ...],
+        env: Mapping[str, str] | None,
+        out: IO[bytes],
+        err: IO[bytes],
+        ready: int,
+    ) -> Any:
+        """Start a process that reports on `ready`; gives what `subprocess.Popen` gives, with a pipe to its standard input."""
+        return subprocess.Popen(
+            [sys.executable, script, *args],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=err,
+            env=environment({**(env or {}), READY: str(ready)}),
+            cwd=self._path("cwd"),
+            pass_fds=[ready],
+            start_new_session=True,
+        )
 
     def _path(self, name: str) -> str:
         return os.path.join(self._scratch.name, name)
 
     @property
     def _stdin(self) -> IO[bytes]:
-        assert self._process.stdin is not None
-        return self._process.stdin
+        pipe: IO[bytes] | None = self._process.stdin
+        assert pipe is not None
+        return pipe
 
     def wait_for(self, name: str, timeout: float = 30) -> Any:
         """Return the value that the child reports at point `name`; fails when it ends first or reports something else."""
@@ -230,14 +243,17 @@ class Child:
         """Close the child's standard input and wait for its end."""
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
-        try:
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
+        if not self._ends(timeout):
             self._process.send_signal(signal.SIGABRT)
             self._process.wait(_DYING)
             message = f"the child did not end within {timeout:g} s; {self._so_far().describe()}"
-            raise AssertionError(message) from None
+            raise AssertionError(message)
+        self._process.wait()
         return self._so_far()
+
+    def _ends(self, timeout: float) -> bool:
+        """Wait for the end; says whether it came. `Popen.wait` with a timeout looks from time to time, at most every 50 ms."""
+        return self._process.poll() is not None or has_ended(self.pid, timeout)
 
     def _so_far(self) -> Finished:
         texts = []
@@ -278,13 +294,17 @@ def kill_and_reap(pid: int, number: int = signal.SIGKILL) -> int:
 
 def reap(pid: int, timeout: float = 30) -> int:
     """Wait for the end of a child made by `os.fork`; returns its exit code as `Finished` does."""
+    assert has_ended(pid, timeout), f"process {pid} did not end within {timeout:g} s"
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def has_ended(pid: int, timeout: float) -> bool:
+    """Wait for the end of a child that nobody has reaped, for so many seconds at most; says whether it came."""
     watch = os.pidfd_open(pid)
     try:
-        readable, _, _ = select.select([watch], [], [], timeout)
+        return bool(select.select([watch], [], [], timeout)[0])
     finally:
         os.close(watch)
-    assert readable, f"process {pid} did not end within {timeout:g} s"
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def is_running(pid: int) -> bool:

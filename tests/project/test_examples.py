@@ -16,11 +16,13 @@ import shmarray as sa
 from shmarray import vocabulary
 from shmarray.hosting import hosted
 from tests.helpers import leaks
-from tests.helpers.processes import run_command, run_script
+from tests.helpers.processes import run_command
 from tests.project.test_readme import NOT_RUN, ROOT, Block, blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.helpers.standby import Standby
 
 EXAMPLES = os.path.join(ROOT, "examples")
 DOCS = os.path.join(ROOT, "docs")
@@ -28,6 +30,8 @@ GUIDE = os.path.join(DOCS, "from-multiprocessing.md")
 LONGEST = 60  # lines of an example; it is to be read in a minute
 LONGER = {"pipeline.py": 190}
 """Examples that may be longer: a whole program, and the same in another way for comparison."""
+SHORTENED = {("pipeline.py", "spawn"): ("--frames", "60")}
+"""Arguments for what takes long, in one of the ways to start; in the other it is run as it is."""
 ELSEWHERE = {"hillshade.py": "tests/cli/test_demo.py runs it"}
 """Examples that are not run here, each with the reason."""
 
@@ -73,12 +77,12 @@ def _scripts() -> list[tuple[str, Block]]:
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("name", examples())
-def test_an_example_runs(name: str, method: str, request: pytest.FixtureRequest) -> None:
+def test_an_example_runs(name: str, method: str, standby: Standby, request: pytest.FixtureRequest) -> None:
     """Each example ends well by itself, says something, nothing on standard error, and leaves no name in shared memory."""
     if method == "forkserver" and not request.config.getoption("--deep"):
         pytest.skip("only with --deep: it starts a process as spawn does")
     before = leaks.shm_entries("")
-    done = run_script(RUN, method, os.path.join(EXAMPLES, name), timeout=60)
+    done = standby.run_script(RUN, method, os.path.join(EXAMPLES, name), *SHORTENED.get((name, method), ()), timeout=60)
     assert done.expect().strip()
     left = leaks.shm_entries("") - before
     assert left - leaks.foreign_stores(left) == set()
@@ -112,10 +116,10 @@ def test_an_example_is_short_and_can_be_spawned(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "block"), _scripts(), ids=lambda part: getattr(part, "line", part))
-def test_a_block_of_the_documentation_runs(name: str, block: Block) -> None:
+def test_a_block_of_the_documentation_runs(name: str, block: Block, standby: Standby) -> None:
     """Each Python block is a script that ends well in an empty directory, says nothing on standard error, and leaves nothing."""
     before = leaks.shm_entries("")
-    run_script(block.text, timeout=60).expect()
+    standby.run_script(block.text, timeout=60).expect()
     left = leaks.shm_entries("") - before
     assert left - leaks.foreign_stores(left) == set()
 

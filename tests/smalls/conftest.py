@@ -1,4 +1,4 @@
-"""For tests of small arrays: a store for one test, and how many of the lines of a deed are died at."""
+"""For tests of small arrays: a store for one test, an interpreter that stands by, and how many of the lines of a deed are died at."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 import shmarray as sa
+from tests.helpers.standby import Standby
+from tests.smalls import things
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _standby() -> Iterator[None]:
+    """Serve `things.Partner` for the whole run."""
+    with Standby("tests.smalls.things") as things.standby:
+        yield
+    things.standby = None
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 from shmarray import cells, stocks
 from shmarray._format import names
 from tests.helpers import leaks
-from tests.helpers.processes import Child
+from tests.helpers.standby import ReadyChild, Standby
 
 if TYPE_CHECKING:
     import shmarray as sa
@@ -95,12 +95,20 @@ for line in sys.stdin:
 """
 
 
-class Partner(Child):
-    """Another process that does what it is told, a line of Python at a time; what it binds to `said` is the answer."""
+standby: Standby | None = None
+"""The interpreter that stands by, where `conftest.py` has started one."""
+
+
+class Partner(ReadyChild):
+    """Another process that does what it is told, a line of Python at a time; what it binds to `said` is the answer.
+
+    It is no fork of this one.
+    """
 
     def __init__(self) -> None:
-        """Start a fresh interpreter."""
-        super().__init__(_SOURCE)
+        """Start it."""
+        assert standby is not None
+        super().__init__(standby, _SOURCE)
 
     def begin(self, text: str) -> None:
         """Tell it what to do, and do not wait."""
