@@ -244,7 +244,6 @@ def _copy_in(
 ) -> None:
     """Copy arrays into a block in the making. Nothing of it is reserved yet if they are `dense` and its memory is fresh."""
     control = draft.member.control
-    base = _base_of(draft, segment)
     shared = control.directory == segments.SHM_DIRECTORY
     for source, layout in zip(sources, placed, strict=True):
         by_threads = shared and copying.is_worth_sharing(layout.nbytes, control.copy_threads)
@@ -254,6 +253,7 @@ def _copy_in(
         elif dense and draft.window is None:
             copying.fill_fresh(segment, layout.offset, bytes_of(source), draft.write, control.copy_threads)
         else:
+            base = _base_of(draft, segment)
             view = np.ndarray(layout.shape, source.dtype, base, layout.offset, layout.strides)
             copying.copy(view, source, control.copy_threads)
 

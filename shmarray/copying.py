@@ -28,7 +28,7 @@ _PIECE_FRESH = 1 << 20
 _PAST_THE_CACHE = 512 << 20  # from here on each has one part: what the C library copies at once goes past the cache
 
 
-def copy(target: Array, source: Array, threads: int | None = None) -> None:
+def copy(target: Array, source: Array, threads: int | None) -> None:
     """Copy an array into one of the same shape and dtype; `threads` is how many may share it, None as many as there are cores."""
     number = _threads(threads, target.nbytes, LEAST)
     if number == 1:
@@ -46,7 +46,7 @@ def copy(target: Array, source: Array, threads: int | None = None) -> None:
     parallel.share(range(0, length, step), each, each, number)
 
 
-def duplicate(array: Array, order: Any, threads: int | None = None) -> Array:
+def duplicate(array: Array, order: Any, threads: int | None) -> Array:
     """Copy into private memory, as `array.copy(order)` does."""
     if _threads(threads, array.nbytes, LEAST) == 1:
         return array.copy(order)

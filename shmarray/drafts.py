@@ -86,14 +86,14 @@ class Draft:
         """Reserve fresh memory; what is kept warm is given back before there is said to be no more."""
         self._with_what_is_kept(functools.partial(self._reserve, reserve=reserve))
 
-    def _with_what_is_kept(self, step: Callable[[], object]) -> None:
+    def _with_what_is_kept(self, step: Callable[[], R]) -> R:
         """Do what needs memory; if there is not enough, once more without what is kept warm."""
         try:
-            step()
+            return step()
         except StoreFullError:
             if not warm.trim_all():
                 raise
-            step()
+            return step()
 
     def _reserve(self, *, reserve: bool) -> None:
         directory, capacity = self.member.control.directory, self.member.control.capacity
@@ -169,10 +169,8 @@ class Draft:
 
     def pour(self, file: io.FileIO, position: int, offset: int, size: int) -> int | None:
         """Have the kernel copy bytes of a file into the block, as `files.pour` says; a full file system is `StoreFullError`."""
-        counts: list[int | None] = []
-        copy = functools.partial(self._explained, files.pour, file, position, self.fd, offset, size)
-        self._with_what_is_kept(lambda: counts.append(copy()))
-        return counts[0]
+        step = functools.partial(self._explained, files.pour, file, position, self.fd, offset, size)
+        return self._with_what_is_kept(step)
 
     def reserve(self) -> None:
         """Reserve what was not; for who meant to write it by system call and could not."""

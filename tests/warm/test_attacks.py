@@ -38,6 +38,16 @@ def free(store: sa.Store) -> int:
     return contents.inode_of(array)
 
 
+def nothing_is_left(store: sa.Store, before: dict[int, str], where: str) -> None:
+    """After all was dropped: no array, and when what is kept is given back no descriptor and no byte."""
+    store.release_unclaimed()
+    store.check(fix=True)
+    assert store.stats().anonymous == 0, where
+    store.trim()
+    assert descriptors() == before, where
+    assert store.stats().nbytes == 0, where
+
+
 class Greedy(np.ndarray[Any, Any]):
     """A value that keeps what it is copied into."""
 
@@ -366,11 +376,7 @@ def test_an_interruption_when_an_array_ends_leaves_neither_descriptor_nor_lease(
             with interrupter, contextlib.suppress(Interrupted):
                 held.clear()
             reached = interrupter.count >= n
-            store.release_unclaimed()
-            store.check(fix=True)
-            store.trim()
-            assert descriptors() == before, interrupter.where
-            assert store.stats().nbytes == 0, interrupter.where
+            nothing_is_left(store, before, interrupter.where)
     finally:
         gc.enable()
     assert n > 10
@@ -396,12 +402,7 @@ def test_an_interruption_when_an_array_is_put_comes_out_and_leaves_neither_descr
                 with Interrupter(n) as interrupter, contextlib.suppress(Interrupted):
                     assert (store.put(source) == source).all()
                 reached = interrupter.count >= n
-                store.release_unclaimed()
-                store.check(fix=True)
-                assert store.stats().anonymous == 0, interrupter.where
-                store.trim()
-                assert descriptors() == before, interrupter.where
-                assert store.stats().nbytes == 0, interrupter.where
+                nothing_is_left(store, before, interrupter.where)
     finally:
         gc.enable()
     assert n > 50
