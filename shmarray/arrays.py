@@ -10,7 +10,6 @@ mapping for garbage while a view is reachable from a finalizer.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -179,7 +178,7 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
             and _load(segment, whole.state_at)[0] == _LIVE
         ):
             return _attach_whole, whole.arguments
-        return _attach, (tuple(blocks.offer(segment)), tuple(_spec(self, segment)))
+        return _attach, (tuple(blocks.offer(segment)), tuple(contents.spec_in(segment, self)))
 
     def __reduce__(self) -> Any:
         """Pickle as a handle."""
@@ -281,11 +280,6 @@ def leaf(segment: segments.Segment, index: int) -> SharedArray:
     return array
 
 
-def _spec(view: np.ndarray[Any, Any], segment: segments.Segment) -> ViewSpec:
-    own = contents.describe(segment).leaves[0][0]
-    return contents.spec_of(view, segment.tag.nbytes, own, functools.partial(segments.address_of, segment))
-
-
 def _note_whole(segment: segments.Segment) -> wholes.Whole | None:
     """Note a named block that is one array, so that it is handed on the short way."""
     if segment.tag.key.name is None or len(contents.describe(segment).leaves) != 1:
@@ -295,11 +289,13 @@ def _note_whole(segment: segments.Segment) -> wholes.Whole | None:
 
 def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     """Load a handle: what a pickled view becomes. Raises as `blocks.attach` does."""
+    block_key = BlockKey(*key)
     _, store, number, name, claim = key
-    segment = blocks.known(store, number, name) if claim is None else None
+    segment = blocks.known(store, number, name)
     if segment is None:
-        block_key = BlockKey(*key)
         segment = blocks.attach(membership.join(block_key.store_key), block_key)
+    elif claim is not None:
+        blocks.claim_link(segment.tag.member, block_key)
     offset, shape, strides, encoded, writeable = spec
     dtype = contents.own(contents.describe(segment).leaves[0][0]) if encoded is None else decode_dtype(encoded)
     try:

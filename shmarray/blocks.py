@@ -213,11 +213,16 @@ def attach(member: Membership, key: BlockKey) -> segments.Segment:
         segment = _attach_new(member, key, claim)
     elif not is_live(segment):
         raise not_found(member, key, "has been deleted or replaced", segment.tag.meta)
-    if claim is not None and not (keeping.lending.active and names.keeper_of(key.claim_entry or "") is not None):
-        # Only now: mapped first, so that at no moment the block is held by neither link nor lease.
-        segments.unlink(claim)
+    claim_link(member, key)
     del hold
     return segment
+
+
+def claim_link(member: Membership, key: BlockKey) -> None:
+    """Once the block is mapped here, and only then, remove the link in flight: at no moment is the block held by neither link nor lease."""
+    entry = key.claim_entry
+    if entry is not None and not (keeping.lending.active and names.keeper_of(entry) is not None):
+        segments.unlink(f"{member.block_prefix}{entry}")
 
 
 def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segments.Segment:
@@ -317,23 +322,27 @@ def offer(segment: segments.Segment) -> BlockKey:
     Raises `ArrayNotFoundError` when the block was deleted, `StoreClosedError` when its store has ended.
     """
     block: Block = segment.tag
-    hold = block.member.require_open()
-    if not is_live(segment):
-        raise not_found(block.member, block.key, "has been deleted or replaced", block.meta)
-    if block.key.name is not None:
-        return block.key
-    key = block.key._replace(claim=os.urandom(6).hex() + keeping.destination.ending)
-    claim = f"{block.member.block_prefix}{key.claim_entry}"
+    member, key, destination = block.member, block.key, keeping.destination
+    hold = member.require_open()
+    if _load(segment, block.file_size - form.SIZE + form.STATE_AT)[0] != form.LIVE:
+        raise not_found(member, key, "has been deleted or replaced", block.meta)
+    if key.name is not None:
+        return key
+    ending = destination.ending
+    key = BlockKey(key.uid, key.store, key.block, None, os.urandom(6).hex() + ending)
+    claim = f"{member.block_prefix}{key.claim_entry}"
     try:
-        with exhaustion.explained(block.member.control.directory, 0):
-            segments.link(block.path, claim)
+        segments.link(block.path, claim)
     except FileNotFoundError:
-        if block.member.state() != layout.OPEN:
-            raise block.member.closed_error() from None
-        raise not_found(block.member, block.key, "has been deleted", block.meta) from None
-    if words.load(hold, layout.STATE_AT) != layout.OPEN:
+        if member.state() != layout.OPEN:
+            raise member.closed_error() from None
+        raise not_found(member, block.key, "has been deleted", block.meta) from None
+    except OSError as error:
+        exhaustion.explain(error, member.control.directory, 0)
+        raise
+    if _load(hold, layout.STATE_AT)[0] != layout.OPEN:
         segments.unlink(claim)
-        raise block.member.closed_error()
-    if keeping.destination.ending:
-        keeping.destination.made.append(claim)
+        raise member.closed_error()
+    if ending:
+        destination.made.append(claim)
     return key

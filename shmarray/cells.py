@@ -78,8 +78,9 @@ class Here:
 
 
 _views: dict[int, View] = {}
-_ended: deque[weakref.ref[Root]] = deque()
-_append = _ended.append
+ended: deque[weakref.ref[Root]] = deque()
+_append = ended.append
+_load, _STORE_AT, _OPEN = words.WORD_FORMAT.unpack_from, layout.STATE_AT, layout.OPEN
 _ref, _new = weakref.ref, weakref.ref.__new__
 
 
@@ -170,14 +171,14 @@ def enter(
 def settle(_: object = None) -> None:
     """See to all roots that have ended, unless another thread is at it or at work on cells: then it does, afterwards. Never waits."""
     lock = Here.lock
-    while _ended and not Here.settling:
+    while ended and not Here.settling:
         got: list[bool] = []
         try:
             got.extend(map(lock.acquire, (False,)))  # one call into C: it says whether the lock is held at each moment
             if True not in got:
                 return
             Here.settling = True
-            endings.drain(_ended, _dropped)
+            endings.drain(ended, _dropped)
         finally:
             if True in got:
                 Here.settling = False
@@ -202,8 +203,10 @@ def _dropped(view: weakref.ref[Root]) -> None:
         slab.stock.dropped(slab, cell, known=view.offered or crossed)
     elif not slab.views:
         slabs.is_idle(view.member.key.store, slab)
-    if not slab.views and not view.member.is_open():
-        slabs.leave(view.member)
+    if not slab.views:
+        leases = view.member.leases
+        if not (leases and _load(leases[0], _STORE_AT)[0] == _OPEN):  # `is_open`, without the call
+            slabs.leave(view.member)
 
 
 def attach(member: Membership, key: BlockKey) -> Root:
@@ -219,7 +222,7 @@ def attach(member: Membership, key: BlockKey) -> Root:
         known = slab.views.get(cell)
         root = look(member, slab, cell, key.block, seat, offered=True)
         is_new = slab.views.get(cell) is not known
-    if _ended:
+    if ended:
         settle()
     if is_there(slab, cell, key.block):
         # What the handle kept is kept by the byte now; looking for the link is the fence, if it is there.
@@ -286,15 +289,18 @@ def offer(view: View) -> BlockKey:
     member, slab = view.member, view.slab
     hold = member.require_open()
     view.offered = True
-    key = view.key._replace(claim=os.urandom(6).hex() + keeping.destination.ending)
+    store, ending = member.key, keeping.destination.ending
+    key = BlockKey(store.uid, store.store, view.number, None, os.urandom(6).hex() + ending)
     claim = f"{member.block_prefix}{key.claim_entry}"
     try:
-        with exhaustion.explained(member.control.directory, 0):
-            segments.link(slab.path, claim)
+        segments.link(slab.path, claim)
     except FileNotFoundError:
         if member.state() != layout.OPEN:
             raise member.closed_error() from None
         raise blocks.not_found(member, view.key, "has been deleted") from None
+    except OSError as error:
+        exhaustion.explain(error, member.control.directory, 0)
+        raise
     try:
         if words.load(hold, layout.STATE_AT) != layout.OPEN:
             raise member.closed_error()
@@ -306,7 +312,7 @@ def offer(view: View) -> BlockKey:
     except BaseException:
         segments.unlink(claim)
         raise
-    if keeping.destination.ending:
+    if ending:
         keeping.destination.made.append(claim)
     return key
 

@@ -6,12 +6,14 @@ Must not know: how a store is opened, how a block is made.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from shmarray import contents, making, references, trees
 from shmarray._format import layouts, names
+from shmarray._format.dtypes import is_plain
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -141,8 +143,8 @@ class Constructors:
     def _make(
         self,
         shape: Any,
-        dtype: DTypeLike,
-        order: list[int] | str | None,
+        dtype: Any,
+        order: Any,
         name: str | None,
         value: Any = None,
         *,
@@ -151,14 +153,15 @@ class Constructors:
         member = self._open()
         if name is not None:
             names.check(name)
-        kind, inner = contents.element(np.dtype(dtype))
-        lengths = (*layouts.check_shape(shape), *inner)
-        if order is None or isinstance(order, str):
-            axes = None if _letter(order, "CF", "C") == "C" else list(reversed(range(len(lengths))))
-        else:
-            axes = order + list(range(len(order), len(lengths)))
-        layout = contents.row_major(kind, lengths) if axes is None else contents.layout_of(kind, lengths, axes)
-        return making.make(member, name, kind, layout, value, clear=clear)
+        plan = None
+        try:
+            if type(shape) is int:
+                plan = _known(dtype, order, shape)
+            elif type(shape) is tuple:
+                plan = _known(dtype, order, *shape)
+        except TypeError:
+            plan = None  # a list, say, which cannot be looked up; or what is no dtype: the other way tells
+        return making.make(member, name, plan or _plan(shape, dtype, order), value, clear=clear)
 
     def put(self, value: Any, *, name: str | None = None) -> Any:
         """Copy an array into shared memory, or a nested dict, list, tuple, namedtuple or dataclass of arrays into one block.
@@ -184,6 +187,27 @@ class Constructors:
         if trees.is_tree(value):
             return trees.put(member, value, name, replace=replace)
         return making.put(member, value, name, replace=replace)
+
+
+def _plan(shape: Any, dtype: DTypeLike, order: list[int] | str | None) -> making.Plan:
+    """Read what a constructor of NumPy's was given. Raises as they do, with the errors of this library."""
+    kind, inner = contents.element(np.dtype(dtype))
+    lengths = (*layouts.check_shape(shape), *inner)
+    if order is None or isinstance(order, str):
+        axes = None if _letter(order, "CF", "C") == "C" else list(reversed(range(len(lengths))))
+    else:
+        axes = order + list(range(len(order), len(lengths)))
+    return making.plan(kind, contents.layout_of(kind, lengths, axes))
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _known(dtype: Any, order: Any, *shape: int) -> making.Plan | None:
+    """Read it once for all arrays of one kind; None for what is read each time: dtypes that can be changed in place.
+
+    `typed`: a length of 3.0 is none, and `long` and `long long` are equal and not the same.
+    """
+    plan = _plan(shape, dtype, order)
+    return plan if is_plain(plan.dtype) and plan.dtype.metadata is None else None
 
 
 def _letter(order: str | None, allowed: str, default: str) -> str:

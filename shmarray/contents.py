@@ -16,7 +16,7 @@ import numpy as np
 
 from shmarray import copying, drafts
 from shmarray._format import layouts, names
-from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype, is_plain
+from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
 from shmarray._format.handle import ViewSpec
 from shmarray._os import segments
 from shmarray.errors import CorruptBlockError, DTypeError, ShmArrayError
@@ -158,16 +158,6 @@ def layout_of(dtype: np.dtype[Any], shape: object, axes: Sequence[int] | None = 
     return layouts.Layout(lengths, strides, size)
 
 
-def row_major(dtype: np.dtype[Any], lengths: tuple[int, ...]) -> layouts.Layout:
-    """Lay out a new array in C order, of checked lengths; raises as `layout_of`. Arrays of one kind are laid out once."""
-    return _row_major(dtype.itemsize, lengths) if is_plain(dtype) else layout_of(dtype, lengths)
-
-
-@functools.lru_cache(maxsize=256)
-def _row_major(itemsize: int, lengths: tuple[int, ...]) -> layouts.Layout:
-    return layouts.Layout(lengths, None, layouts.nbytes(lengths, itemsize))
-
-
 def layout_like(array: np.ndarray[Any, Any]) -> layouts.Layout:
     """Lay out a copy of an array with its axis order in memory kept. Raises `DTypeError`."""
     axes = None if array.flags.c_contiguous else layouts.axes_of(array.shape, array.strides)
@@ -272,6 +262,22 @@ def _is_in_file(array: np.ndarray[Any, Any]) -> bool:
         base = base.base
     owner = base.obj if isinstance(base, memoryview) else base
     return segments.is_foreign_mapping(owner)
+
+
+def spec_in(segment: segments.Segment, view: np.ndarray[Any, Any]) -> ViewSpec:
+    """Say what part a view is of a block; what a handle of all of it says is kept with the block."""
+    block: Block = segment.tag
+    known: Any = block.cache.get("spec")
+    if known is not None:
+        dtype, strides, spec = known
+        if view.dtype is dtype and view.shape == spec.shape and view.strides == strides and view.flags.writeable:
+            return cast("ViewSpec", spec)
+    own = describe(segment).leaves[0][0]
+    spec = spec_of(view, block.nbytes, own, functools.partial(segments.address_of, segment))
+    # What is dense and has as many bytes as the block begins where it does, each time.
+    if view.nbytes == block.nbytes and view.flags.forc and spec.writeable and view.dtype.names is None:
+        block.cache["spec"] = view.dtype, view.strides, spec
+    return spec
 
 
 def spec_of(view: np.ndarray[Any, Any], nbytes: int, own: np.dtype[Any] | None, address: Callable[[], int]) -> ViewSpec:

@@ -47,7 +47,7 @@ class Seat:
 
     def has_crossed(self) -> bool:
         """Whether a child may have it too: then nothing in it is struck out any more."""
-        return bool(_forking) or next(iter(_era), None) is not self._era
+        return bool(_forking) or self._era not in _era
 
 
 def is_forking() -> bool:

@@ -43,7 +43,7 @@ class Slab:
 
     __slots__ = (
         *("_records", "bytes", "layout", "maker", "number", "path", "segment", "uid", "views", "words"),
-        *("free", "is_ready", "pending", "stock", "worn"),
+        *("forms", "free", "is_ready", "pending", "stock", "worn"),
     )
 
     def __init__(
@@ -67,9 +67,10 @@ class Slab:
         self.words = self.bytes.cast("Q")
         self.views: dict[int, Any] = {}
         self.stock: Any = None
-        # The maker's: cells that are free; how many are so no more, for their numbers would recur; those it has dropped and others may see;
-        # whether it is on the stock's list.
+        # The maker's: cells that are free; by cell, what its record says behind number and state, where that is known; how many are free no
+        # more, for their numbers would recur; those it has dropped and others may see; whether it is on the stock's list.
         self.free: list[int] = []
+        self.forms: list[Any] = []
         self.worn = 0
         self.pending: set[int] = set()
         self.is_ready = False

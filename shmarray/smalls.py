@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from shmarray import blockfiles, cells, contents, membership, stocks
-from shmarray._format import names
+from shmarray._format import names, slab
 from shmarray._format.dtypes import decode_dtype, encode_dtype
 
 if TYPE_CHECKING:
@@ -25,27 +25,40 @@ Array = TypeVar("Array", bound=np.ndarray[Any, Any])
 _BYTE = np.dtype(np.uint8)
 
 
-def make(
-    kind: type[Array], member: Membership, dtype: np.dtype[Any], layout: layouts.Layout, *, clear: bool
-) -> Array | None:
-    """Make an array in a cell, of zeros if it is to be `clear`; None if it is to be a block of its own. Raises `StoreClosedError`."""
-    if not 0 < layout.nbytes <= member.control.small:
-        return None
+def form_of(dtype: np.dtype[Any], layout: layouts.Layout) -> stocks.Form | None:
+    """Tell what an array looks like that can lie in a cell; None if it cannot, in any store. Raises `DTypeError`."""
+    if not layout.nbytes or dtype.names is not None:
+        return None  # the description of a structure is long
     code = encode_dtype(dtype)
-    if not isinstance(code, str):
-        return None  # a structure: its description is long
-    fresh = stocks.allocate(member, layout.nbytes, _described(code, layout.shape, layout.strides))
-    if fresh is None:
-        return None
-    if clear and not fresh.is_clear:
-        fresh.root[:] = 0
-    return kind.__new__(kind, layout.shape, dtype, fresh.root, 0, layout.strides)
+    return _form_of(code, layout.shape, layout.strides, layout.nbytes) if isinstance(code, str) else None
 
 
 @functools.lru_cache(maxsize=256)
-def _described(code: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> bytes:
-    """Describe an array as its slab does."""
-    return json.dumps([code, shape, strides], separators=(",", ":")).encode()
+def _form_of(code: str, shape: tuple[int, ...], strides: tuple[int, ...] | None, nbytes: int) -> stocks.Form | None:
+    """Describe an array as its slab does; arrays that look the same are described once."""
+    meta = json.dumps([code, shape, strides], separators=(",", ":")).encode()
+    return stocks.Form(nbytes, slab.size_class(nbytes), meta) if len(meta) <= slab.MOST_META else None
+
+
+def make(
+    kind: type[Array],
+    member: Membership,
+    dtype: np.dtype[Any],
+    layout: layouts.Layout,
+    form: stocks.Form | None,
+    *,
+    clear: bool,
+) -> Array | None:
+    """Make an array in a cell, of zeros if it is to be `clear`; None if it is to be a block of its own. Raises `StoreClosedError`."""
+    if form is None or form.nbytes > member.control.small:
+        return None
+    fresh = stocks.allocate(member, form)
+    if fresh is None:
+        return None
+    root, is_clear = fresh
+    if clear and not is_clear:
+        root[:] = 0
+    return kind.__new__(kind, layout.shape, dtype, root, 0, layout.strides)
 
 
 def spec_of(array: np.ndarray[Any, Any], view: cells.View) -> ViewSpec:

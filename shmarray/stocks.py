@@ -19,13 +19,13 @@ import contextlib
 import functools
 import itertools
 import operator
-import time
+from time import time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmarray import cells, membership, seats, slabs, warm
-from shmarray._format import names
+from shmarray._format import control, names
 from shmarray._format import slab as form
-from shmarray._os import fences, processes, segments
+from shmarray._os import fences, processes, segments, words
 from shmarray.errors import ShmArrayError, StoreFullError
 
 if TYPE_CHECKING:
@@ -37,19 +37,25 @@ if TYPE_CHECKING:
     from shmarray.slabs import Slab
 
     Place = tuple[Slab, int]
+    Fresh = tuple[Root, bool]
+    """The root of a new array, and whether its bytes are zeros already."""
 
 _set_item: Any = operator.setitem
+_load, _STORE_AT, _OPEN = words.WORD_FORMAT.unpack_from, control.STATE_AT, control.OPEN
+# Words behind the number, in a record.
+_STATE, _PINNED, _GUARDED, _BORN = (at >> 3 for at in (form.STATE, form.PINNED, form.GUARDED, form.BORN))
 _FIRST, _LARGEST = 128 << 10, 2 << 20  # bytes of cells in the first slab of a size, and at most
 _FEWEST, _MOST = 4, 2048  # cells in one
 _SPARE, _SPARE_OF_OTHERS = 64 << 20, 8 << 20
 """Bytes of slabs of one size without any array in them that the owner of a store keeps for the next ones; and that others keep."""
 
 
-class Fresh(NamedTuple):
-    """A cell with a new array in it: its root, and whether its bytes are zeros already."""
+class Form(NamedTuple):
+    """What an array looks like that can lie in a cell: its bytes, those of such a cell, and what the slab says of it."""
 
-    root: Root
-    is_clear: bool
+    nbytes: int
+    size: int
+    meta: bytes
 
 
 class Stock:
@@ -70,17 +76,23 @@ class Stock:
 
     # -- giving out ----------------------------------------------------------------------------------------------------
 
-    def give(self, member: Membership, seat: Seat, nbytes: int, meta: bytes) -> Fresh:
+    def give(self, member: Membership, seat: Seat, array: Form) -> Fresh:
         """Put a new array into a cell, and look at it. Raises as `slabs.make` does."""
         slab, cell = self._next(member)
-        generation = form.generation_of(slab.word(cell, form.NUMBER)) + 1
-        number = form.number_of(slab.number, cell, generation)
-        slab.describe(cell, form.described(nbytes, time.time_ns(), meta))
-        root = cells.enter(member, slab, cell, number, seat, nbytes, offered=False)
-        slab.set_word(cell, form.NUMBER, number)
-        slab.set_word(cell, form.STATE, form.LIVE)
+        record, at = slab.words, slab.index(cell, form.NUMBER)
+        before = record[at]
+        number = before + form.A_GENERATION if before else form.number_of(slab.number, cell, 1)
+        if slab.forms[cell] is array:  # nobody else has seen the last one, and what its record says holds for this one
+            record[at + _BORN] = time_ns()
+        else:
+            slab.forms[cell] = None
+            slab.describe(cell, form.described(array.nbytes, time_ns(), array.meta))
+            slab.forms[cell] = array
+        root = cells.enter(member, slab, cell, number, seat, array.nbytes, offered=False)
+        record[at] = number
+        record[at + _STATE] = form.LIVE
         self._given += 1
-        return Fresh(root, is_clear=generation == 1)
+        return root, not before
 
     def _next(self, member: Membership) -> Place:
         """Take a cell from the list of a slab in which one is free."""
@@ -96,7 +108,7 @@ class Stock:
                 if len(slab.free) + slab.worn == slab.layout.count - 1:
                     self._spare -= 1
                 # What a call that was cut short has lost may have been found twice.
-                if slab.views.get(cell) is None and slab.word(cell, form.STATE) == form.FREE:
+                if cell not in slab.views and slab.words[slab.index(cell, form.STATE)] == form.FREE:
                     return slab, cell
             if self._given >= self._total() // 2 > 0 and len(_busy) == 1:
                 self.ask(member)
@@ -112,6 +124,7 @@ class Stock:
         count = min(max(_FIRST, self._total() * self._size), _LARGEST) // self._size
         slab = slabs.make(member, self._size, min(max(count, _FEWEST), _MOST), self)
         slab.free.extend(range(slab.layout.count - 1, -1, -1))
+        slab.forms = [None] * slab.layout.count
         self._slabs.append(slab)
         self._spare += 1
         self._set_ready(slab)
@@ -125,22 +138,24 @@ class Stock:
 
     def dropped(self, slab: Slab, cell: int, *, known: bool) -> None:
         """This process has dropped a cell; `known`: others may know it. At any moment; never raises."""
-        if slab.word(cell, form.STATE) == form.FREE:
+        record, at = slab.words, slab.index(cell, form.NUMBER)
+        if record[at + _STATE] == form.FREE:
             return  # a stale handle led here: it is on the list, or will be found to be missing there
-        if known or slab.word(cell, form.PINNED) or slab.word(cell, form.GUARDED):
+        if known or record[at + _PINNED] or record[at + _GUARDED]:
             slab.pending.add(cell)
         else:
-            slab.set_word(cell, form.STATE, form.FREE)
+            record[at + _STATE] = form.FREE
             self._free(slab, cell)
 
     def _free(self, slab: Slab, cell: int) -> None:
         """Put a cell that nobody sees on the list."""
-        if _is_worn(slab, cell):
+        if slab.words[slab.index(cell, form.NUMBER)] & form.WORN == form.WORN:
             slab.worn += 1
         else:
             slab.free.append(cell)
-            self._set_ready(slab)
-        if slab.is_empty:
+            if not slab.is_ready:
+                self._set_ready(slab)
+        if len(slab.free) + slab.worn == slab.layout.count:  # `is_empty`, without the call
             self._spare += 1
             if slab.worn or self._spare * slab.layout.nbytes > self._limit:
                 self._remove(slab)
@@ -187,8 +202,8 @@ class Stock:
             return
         # Known before the first word is written, and one call into C: whatever comes, each is answered.
         places = [slab.index(cell, form.ASKED) for slab, cell in suspects]
-        words = map(_set_item, [slab.words for slab, _ in suspects], places, itertools.repeat(0))
-        answer: Any = functools.partial(collections.deque, words, 0)
+        answers = map(_set_item, [slab.words for slab, _ in suspects], places, itertools.repeat(0))
+        answer: Any = functools.partial(collections.deque, answers, 0)
         try:
             for slab, cell in suspects:
                 slab.set_word(cell, form.ASKED, 1)
@@ -210,6 +225,7 @@ class Stock:
         if slab.word(cell, form.GUARDED):
             segments.unlink(member.block_prefix + names.guard(slab.word(cell, form.NUMBER)))
             slab.set_word(cell, form.GUARDED, 0)
+        slab.forms[cell] = None
         slab.set_word(cell, form.STATE, form.FREE)
         slab.pending.discard(cell)
         self._free(slab, cell)
@@ -232,7 +248,7 @@ class Stock:
 
 def _is_worn(slab: Slab, cell: int) -> bool:
     """Say whether a cell stays out of use: its numbers would begin to recur."""
-    return form.generation_of(slab.word(cell, form.NUMBER)) >= form.LAST_GENERATION
+    return slab.word(cell, form.NUMBER) & form.WORN == form.WORN
 
 
 _stocks: dict[tuple[int, int], Stock] = {}
@@ -272,33 +288,38 @@ def _in_flight(member: Membership, places: Iterable[Place]) -> set[Place]:
     return {(slab, cell) for slab, cell in places if f"{slab.word(cell, form.NUMBER):016x}" in there}
 
 
-def allocate(member: Membership, nbytes: int, meta: bytes) -> Fresh | None:
-    """Put a new anonymous array into a cell; None if it is to be a block of its own: it is not small, or there is no seat or no room.
+def allocate(member: Membership, array: Form) -> Fresh | None:
+    """Put a new anonymous array into a cell; None if it is to be a block of its own: there is no seat, or no room.
 
     The bytes are those of an array that was here before, unless they are said to be clear. Raises `StoreClosedError`.
     """
-    if not 0 < nbytes <= member.control.small or len(meta) > form.MOST_META or not fences.ORDERED:
+    if not fences.ORDERED:
         return None
-    member.require_open()
-    key = member.key.store, form.size_class(nbytes)
+    leases = member.leases
+    if not (leases and _load(leases[0], _STORE_AT)[0] == _OPEN):
+        raise member.closed_error()
+    key = member.key.store, array.size
     try:
         with cells.Here.lock:
             depth = len(_busy)
             try:
                 _busy.append(None)
-                seat = cells.current_seat(member)
+                seat = member.seat
+                if seat is None or seat.has_crossed():
+                    seat = cells.current_seat(member)
                 if seat is None or seat.has_crossed():
                     return None  # what is written into it is not struck out: the cell would not be used again
                 stock = _stocks.get(key)
                 if stock is None:
                     stock = _stocks[key] = Stock(member, key[1])
-                return stock.give(member, seat, nbytes, meta)
+                return stock.give(member, seat, array)
             except StoreFullError:
                 return None  # a block of its own needs less; if there is no room for that either, it says so
             finally:
                 del _busy[depth:]
     finally:
-        cells.settle()
+        if cells.ended:
+            cells.settle()
 
 
 def leave(member: Membership) -> None:

@@ -41,6 +41,10 @@ DELETED = 0x6465_6C65_7465_6421
 _CELL_BITS, _GENERATION_BITS, _SLAB_AT = 12, 20, 32
 _A_CELL = 1 << 63
 LAST_GENERATION = (1 << _GENERATION_BITS) - 1
+A_GENERATION = 1 << _CELL_BITS
+"""What is added to the number of the array before."""
+WORN = LAST_GENERATION << _CELL_BITS
+"""The bits of a number that are all set in the last one of a cell: the next would recur."""
 _FINEST = 64
 _STEPS = 8  # sizes between one power of two and the next
 

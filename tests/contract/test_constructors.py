@@ -269,3 +269,22 @@ def test_a_typing_error_in_a_keyword_is_an_error() -> None:
         with pytest.raises(TypeError):
             store.check(True)  # type: ignore[call-arg]
         assert len(store) == store.stats().anonymous == 0
+
+
+@pytest.mark.core
+def test_what_is_equal_and_not_the_same_is_read_each_for_itself(memory_store: sa.Store) -> None:
+    """Arrays of one kind are planned once; but 3.0 equals 3 and is no length, and dtypes that differ are equal too."""
+    for _ in range(2):
+        assert memory_store.zeros((3,), "i8").shape == (3,)
+        assert memory_store.zeros(3, "i8").shape == (3,)
+        for wrong in ((3.0,), 3.0, ("3",), (3, -1), [3.0]):
+            with pytest.raises(sa.ShapeError):
+                memory_store.zeros(wrong, "i8")
+        for kind in ("l", "q", np.dtype("l"), np.dtype("q")):
+            assert memory_store.empty(3, kind).dtype.char == np.dtype(kind).char
+        told = np.dtype("f8", metadata={"unit": "m"})
+        memory_store.empty(5, told)
+        assert memory_store.empty(5, "f8").dtype.metadata is None
+        assert memory_store.empty(5, np.dtype("f8")).dtype.metadata is None
+        with pytest.raises(ValueError, match="order"):
+            memory_store.empty(3, "i8", "Z")  # type: ignore[arg-type]  # that is the question

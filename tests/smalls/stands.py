@@ -63,7 +63,7 @@ class Stand:
         left = files(self.store)
         assert left == set(), (where, left)
         assert self.store.stats().anonymous == self.store.stats().attached == 0, where
-        assert not cells._ended, where
+        assert not cells.ended, where
         assert elsewhere(is_lock_free), f"{where}: the lock is held"
         assert not stocks._busy, where
 

@@ -111,7 +111,7 @@ def test_arrays_that_end_in_the_cycle_collector_at_any_moment_are_freed(store: s
     assert store.check() == []
     assert store.stats().anonymous == 0
     assert files(store) == set()
-    assert not cells._ended
+    assert not cells.ended
 
 
 def test_a_view_of_a_view_keeps_the_array(store: sa.Store) -> None:
