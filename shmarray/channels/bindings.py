@@ -72,6 +72,7 @@ class Binding(objects.SharedObject):
             self._form.is_single and not self._form.varying and self._form.nbytes <= SMALL and count <= _FEW
         )
         self._dtype, self._shape = field.dtype, field.bounds
+        # The short ways, of an object that is a producer or consumer already, in the process of that generation.
         self._giving: hands.Giving | None = None
         self._taking: hands.Taking | None = None
         self._put_now: Callable[[Any], bool] | None = None
@@ -141,14 +142,6 @@ class Binding(objects.SharedObject):
         """View every slot."""
         views[:] = [self._form.view(memory, (), write=write) for memory in self._data]
         return views
-
-    def _short_giving(self) -> hands.Giving | None:
-        """The short way for producers, if this object is one in this process already."""
-        return self._giving if self._generation == guards.Process.generation else None
-
-    def _short_taking(self) -> hands.Taking | None:
-        """The short way for consumers, likewise."""
-        return self._taking if self._generation == guards.Process.generation else None
 
     def _new_hold(self, side: Side | None) -> Hold:
         """Make what has slots in hand, of a subscription if that is the side."""

@@ -23,11 +23,16 @@ class Lender(Protocol):
     _array: Any
     _flow: Flow
     _form: Form
+    _generation: int
+    _giving: Giving | None
     _lends: list[Hold]
+    _reads: list[Any]
     _side: Side | None
     _soon: Callable[[Callable[[list[int]], Any], float | None], Any] | None
     _takes: list[Hold]
+    _taking: Taking | None
     _words: Any
+    _writes: list[Any]
 
     def put(self, obj: Any, block: bool = True, timeout: float | None = None, *, meta: Any = None) -> bool:  # noqa: FBT001, FBT002
         """Copy an item in."""
@@ -40,12 +45,6 @@ class Lender(Protocol):
 
     def _consuming(self, deadline: float | None = None) -> Side:
         """Be a consumer."""
-
-    def _short_giving(self) -> Giving | None:
-        """The short way for producers."""
-
-    def _short_taking(self) -> Taking | None:
-        """The short way for consumers."""
 
     def _new_hold(self, side: Side | None) -> Hold:
         """Make what has slots in hand, of a subscription if that is the side."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from shmarray import guards, objects
 from shmarray._format import channel as form
 from shmarray.errors import ChannelClosedError, GuardError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from shmarray.channels.holds import Hold
     from shmarray.channels.lenders import Keeper, Lender, Source
 
+_here = guards.Process
 _NOTHING: list[int] = []
 """What all have in hand who have nothing in hand; nothing is ever put into it."""
 
@@ -53,10 +56,12 @@ class Loan:
 
     def __enter__(self) -> Any:
         """Claim a slot; gives its arrays. Raises `queue.Full`, `ChannelClosedError`, `StoreClosedError`, `ShapeError`."""
-        channel = self._channel
-        _only_once(self._got)
-        self._lengths = lengths = channel._form.lengths(self._shape)
-        self._short = short = channel._short_giving()
+        # With few calls: a slot that was filled before has driven most of this out of the processor's cache.
+        channel, shape = self._channel, self._shape
+        if self._got:
+            raise _in_hand()
+        self._lengths = lengths = () if shape is None and not channel._form.varying else channel._form.lengths(shape)
+        self._short = short = channel._giving if channel._generation == _here.generation else None
         try:
             hold = channel._lends.pop()
         except IndexError:
@@ -68,10 +73,11 @@ class Loan:
                 deadline = objects.deadline_of(self._timeout)
                 me = channel._producing(deadline)
                 if not channel._flow.claim(me, deadline, got):
-                    self._generation = guards.Process.generation
+                    self._generation = _here.generation
                     return channel._spare(lengths)
-            self._generation = guards.Process.generation
-            return channel._view(got[0], lengths, write=True)
+            self._generation = _here.generation
+            known = channel._writes[got[0]]
+            return known[...] if type(known) is np.ndarray else channel._view(got[0], lengths, write=True)
         except BaseException:
             self._drop()
             raise
@@ -84,7 +90,7 @@ class Loan:
         The latter two seconds after the loan's timeout, counted from here on, where a process was stopped with the channel's lock held.
         """
         got = self._got
-        if self._generation != guards.Process.generation:
+        if self._generation != _here.generation:
             return  # in a child that was forked inside the block, the slot is the parent's
         if not got:
             self._drop()
@@ -92,7 +98,10 @@ class Loan:
         channel, short = self._channel, self._short
         try:
             if kind is None:
-                channel._describe(got[0], self._lengths, self.meta)
+                if self._lengths or self.meta is not None:
+                    channel._describe(got[0], self._lengths, self.meta)
+                else:
+                    channel._words[channel._flow.slots.records[got[0]] + form.META] = 0
                 if short is None or not short.publish(got):
                     deadline = objects.deadline_of(self._timeout)
                     channel._flow.publish(got, channel._flow.slots.parties.me(), deadline)
@@ -161,8 +170,10 @@ class Receipt:
     def __enter__(self) -> Any:
         """Take the next item; gives its arrays. Raises `queue.Empty`, `ChannelClosedError`, `StoreClosedError`."""
         channel = self._channel
-        _only_once(self._got)
-        self._short = short = None if self._side is not None else channel._short_taking()
+        if self._got:
+            raise _in_hand()
+        quick = self._side is None and channel._generation == _here.generation
+        self._short = short = channel._taking if quick else None
         try:
             hold = self._pool.pop()
         except IndexError:
@@ -177,7 +188,7 @@ class Receipt:
                     side = self._side or channel._consuming(deadline)
                     self._side = side
                     channel._flow.take(side, deadline, got)
-            self._generation = guards.Process.generation
+            self._generation = _here.generation
             return self._described(got[0])
         except BaseException:
             self._leave()
@@ -192,13 +203,13 @@ class Receipt:
 
     def _described(self, slot: int) -> Any:
         channel = self._channel
-        words = channel._words
-        record = channel._flow.slots.geometry.record(slot)
+        words, record = channel._words, channel._flow.slots.records[slot]
         self.sequence = words[record + form.NUMBER]
         self.time = words[record + form.STAMP] / 1e9
         self.missed = self._side.newly_missed() if self._side is not None else 0
         self.meta = channel._meta(record) if words[record + form.META] else None
-        return channel._view(slot, channel._lengths(record), write=False)
+        known = channel._reads[slot]
+        return known[...] if type(known) is np.ndarray else channel._view(slot, channel._lengths(record), write=False)
 
     @property
     def frame(self) -> Any:
@@ -215,7 +226,7 @@ class Receipt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give the slot back."""
-        if self._generation == guards.Process.generation:
+        if self._generation == _here.generation:
             try:
                 self._return()
             except BaseException:
@@ -248,12 +259,11 @@ class Receipt:
         return self._side or self._channel._side or self._channel._consuming(None)
 
 
-def _only_once(got: list[int]) -> None:
-    if got:
-        raise GuardError(
-            "this `with` block has a slot in hand already",
-            remedy="Call loan() or receive() for each `with` block.",
-        )
+def _in_hand() -> GuardError:
+    return GuardError(
+        "this `with` block has a slot in hand already",
+        remedy="Call loan() or receive() for each `with` block.",
+    )
 
 
 def steps(source: Source, *, whole: bool) -> Iterator[Any]:

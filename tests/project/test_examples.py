@@ -85,7 +85,6 @@ def test_an_example_runs(name: str, method: str, standby: Standby, request: pyte
     done = standby.run_script(RUN, method, os.path.join(EXAMPLES, name), *SHORTENED.get((name, method), ()), timeout=60)
     assert done.expect().strip()
 
-
     def left() -> set[str]:
         found = leaks.shm_entries("") - before
         return found - leaks.foreign_stores(found)
