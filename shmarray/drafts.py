@@ -72,6 +72,7 @@ class Draft:
         """Memory that was used before, through which it is to be filled: what is in it is still the last block's data."""
         self._memory: memories.Memory | None = None
         self._published = False
+        self._shown = False  # whether others may have seen it, published or taken back: then its bytes are theirs too
         pool: Pool | None = member.pool
         if again and pool is not None and pool.takes(self.size):
             memory = pool.take(self.size)
@@ -234,6 +235,7 @@ class Draft:
         """
         block: blocks.Block = segment.tag
         with exhaustion.explained(self.member.control.directory, self.size), self._store_may_end():
+            self._shown = True
             if replace:
                 self._replace(block.path)
             elif self.temporary is not None and block.key.name is None and not sole:
@@ -243,6 +245,7 @@ class Draft:
                 try:
                     segments.publish(self.fd, block.path, self.temporary)
                 except FileExistsError:
+                    self._shown = block.key.name is None
                     raise _exists(block) from None
             self.temporary = None
         if words.load(self._hold, layout.STATE_AT) != layout.OPEN:
@@ -324,7 +327,7 @@ class Draft:
             if not self._memory.has_crossed():
                 return
         # The traceback of whatever came in between holds the mapping: the memory goes now, so that whoever catches it can go on.
-        self._abandon(discard=not self._published and self.window is None)
+        self._abandon(discard=not self._shown and self.window is None)
 
 
 def _exists(block: blocks.Block) -> ArrayExistsError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ import pytest
 
 import shmarray as sa
 from shmarray import blockfiles
-from shmarray._os import flocks, segments
+from shmarray._format import control
+from shmarray._os import flocks, segments, words
 from tests.lifetime.workers import SIZE, make, read, write
 
 if TYPE_CHECKING:
@@ -206,3 +208,26 @@ def test_deleting_and_publishing_cross_without_harm(store: sa.Store) -> None:
         assert process.exitcode == 0
         process.close()
     assert store.check() == []
+
+
+@pytest.mark.parametrize("ending", ["interrupted", "closed"])
+def test_what_others_saw_before_it_was_taken_back_keeps_its_bytes(
+    ending: str, store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its name's appearing and the look whether the store is open somebody attaches an array, and its name goes again."""
+    real = segments.publish
+    seen: list[Any] = []
+
+    def publish(fd: Any, path: str, temporary: str | None = None) -> None:
+        real(fd, path, temporary)
+        seen.append(pickle.loads(pickle.dumps(store))["a"])
+        if ending == "interrupted":
+            os.unlink(path)  # as whoever deletes it does
+            raise KeyboardInterrupt
+        words.store(store._member.leases[0], control.STATE_AT, control.CLOSED)
+
+    monkeypatch.setattr(segments, "publish", publish)
+    with pytest.raises((KeyboardInterrupt, sa.StoreClosedError)):
+        store.put(np.arange(SIZE), name="a")
+    assert (seen[0] == np.arange(SIZE)).all()
+    words.store(store._member.leases[0], control.STATE_AT, control.OPEN)
