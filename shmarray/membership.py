@@ -65,7 +65,7 @@ class Membership:
         self.pool: Any = None  # the memory that the owner keeps warm, see `warm`
         self.seat: Any = None  # this process's place in the tables of slabs, see `seats`
         self._slot: tuple[int, int, segments.Segment] | None = None
-        self._slot_lock = threading.Lock()
+        self._slot_lock = threading.RLock()
         self._inside: weakref.WeakValueDictionary[tuple[int, int], Section] = weakref.WeakValueDictionary()
         self.block_prefix = os.path.join(control.directory, key.prefix)
 
@@ -173,7 +173,10 @@ class Membership:
         """
         with self._slot_lock:
             if self._slot is None:
-                self._slot = self.take_place(READERS)
+                taken = self.take_place(READERS)
+                # A finalizer or signal handler of this thread may have come here meanwhile: what it was told stands.
+                if self._slot is None:
+                    self._slot = taken
             return None if self._slot is None else self._slot[:2]
 
     def take_place(self, places: Places) -> tuple[int, int, segments.Segment] | None:
@@ -263,7 +266,7 @@ class Membership:
     def rejoin(self) -> None:
         """In a forked child: take leases of its own, then drop the inherited ones, which are the parent's too."""
         # The slot is the parent's; the lock may be held by a thread that does not exist here.
-        self._slot, self._slot_lock = None, threading.Lock()
+        self._slot, self._slot_lock = None, threading.RLock()
         if not self.leases:
             return
         try:

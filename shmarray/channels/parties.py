@@ -51,6 +51,11 @@ class Parties:
             self._me = (guards.Process.generation, me)
         return me
 
+    def is_me(self, name: int) -> bool:
+        """Whether that names this process, which may have no name yet. Raises nothing and asks nobody: for finalizers."""
+        generation, me = self._me
+        return generation == guards.Process.generation and me == name
+
     def _entries(self, first: int) -> list[int]:
         """Names of the processes in a table."""
         table = self._words[first : first + control.SLOTS]

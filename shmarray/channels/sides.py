@@ -90,7 +90,7 @@ class SubscriptionSide:
 
     def desert(self, flow: Flow, *, to_children: bool) -> None:
         """Leave it to be buried, or to children that may use it, if it is still this process's. Runs in finalizers."""
-        if self._slots.word(self._entry) == flow.slots.parties.me():
+        if flow.slots.parties.is_me(self._slots.word(self._entry)):
             subscribers = self._slots.subscribers
             (subscribers.leave_to_children if to_children else subscribers.desert)(self._entry, self._token)
             flow.wake_all()

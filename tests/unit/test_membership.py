@@ -475,3 +475,23 @@ def test_joining_survives_each_failing_call_and_leaves_nothing(number: int) -> N
                 break
             n += 1
         assert n > 8
+
+
+def test_a_handler_in_the_midst_of_taking_a_slot_gets_the_one_that_stays(
+    member: membership.Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer or signal handler asks for the slot while its own thread takes it: nobody waits, and there is one slot."""
+    real = membership.Membership.take_place
+    inner: list[Any] = []
+
+    def take_place(self: membership.Membership, places: membership.Places) -> Any:
+        if not inner:
+            inner.append(None)
+            inner[0] = self.reader_slot()
+        return real(self, places)
+
+    monkeypatch.setattr(membership.Membership, "take_place", take_place)
+    slot = member.reader_slot()
+    assert slot is not None
+    assert inner == [slot] == [member.reader_slot()]
+    assert member.slots_alive(list(range(layout.SLOTS))) == dict([slot])
