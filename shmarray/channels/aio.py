@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from shmarray import guards, objects
 from shmarray._format import channel as form
-from shmarray._os import late
+from shmarray._os import late, processes
 from shmarray.channels.loans import Loan, Receipt
-from shmarray.errors import ChannelClosedError, StoreClosedError
+from shmarray.errors import ChannelClosedError
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,7 +27,20 @@ if TYPE_CHECKING:
 
 _LINGER = 1.0
 """Seconds for which the thread is kept when nobody waits."""
-_lock = threading.Lock()
+
+
+class _Here:
+    """What this process has: the lock under which waiters are made."""
+
+    lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """In a forked child: the lock may be another thread's, who does not go on here."""
+    _Here.lock = threading.Lock()
+
+
+processes.after_fork_in_child(_after_fork)
 
 
 class _Wait:
@@ -60,7 +73,7 @@ class Waiter:
         self.generation = guards.Process.generation
 
     async def changed(self, seen: int, keep: Any) -> None:
-        """Wait until the word is another than `seen`, or it is time to look again. Raises `StoreClosedError`."""
+        """Wait until the word is another than `seen`, or it is time to look again. Raises `StoreClosedError`, `StoreFullError`."""
         wait = _Wait(late.load("asyncio").get_running_loop(), seen, keep)
         try:
             self._new.put(wait)
@@ -108,7 +121,7 @@ class Waiter:
                 if not self._sleep(now):
                     _resolve_all(waits, None)  # time to look whether those at the other end are still there
                     return
-        except StoreClosedError as error:
+        except Exception as error:  # noqa: BLE001  it is raised where it was waited: the store's end, no descriptor to look for the dead
             _resolve_all(waits, error)
         finally:
             flow.count_out(self._line, ticket)
@@ -120,7 +133,7 @@ class Waiter:
         return bool(flow.words[self._index] != seen)
 
 
-def _resolve_all(waits: list[_Wait], error: StoreClosedError | None) -> None:
+def _resolve_all(waits: list[_Wait], error: Exception | None) -> None:
     for wait in waits:
         _resolve(wait, error)
 
@@ -143,7 +156,7 @@ def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:
 
 def _waiter(flow: Flow, index: int, line: int) -> Waiter:
     """Give the one for this word in this process; a forked child has its own."""
-    with _lock:
+    with _Here.lock:
         waiter = flow.waiters.get(index)
         if waiter is None or waiter.generation != guards.Process.generation:
             waiter = flow.waiters[index] = Waiter(flow, index, line)

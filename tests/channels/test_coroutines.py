@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import pickle
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import shmarray as sa
+from shmarray import membership
 from shmarray.channels import aio
 from tests.channels.test_streams import ITEM, in_thread, is_clean
 from tests.helpers.processes import reap, wait_until
@@ -465,3 +467,49 @@ def test_having_waited_in_coroutines_keeps_no_memory(store: sa.Store) -> None:
             ]
     finally:
         gc.enable()
+
+
+def test_what_fails_while_coroutines_wait_is_raised_where_they_wait(
+    store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor to look for the dead with: each wait says so, at both ends, none hangs, and nothing stands on standard error."""
+    channel = store.channel(4, "i8", slots=1)
+    real = membership.Membership.open_control
+    full: list[bool] = []
+
+    def open_control(self: membership.Membership) -> Any:
+        if full:
+            raise sa.StoreFullError("no free descriptor", remedy="Close files.")
+        return real(self)
+
+    monkeypatch.setattr(membership.Membership, "open_control", open_control)
+
+    async def main() -> None:
+        for stat in ("waiting_to_receive", "waiting_to_send"):
+            takes = stat == "waiting_to_receive"
+            waiting = [asyncio.create_task(channel.aget() if takes else channel.aput(ITEM)) for _ in range(3)]
+            await until(functools.partial(lambda stat: getattr(channel.stats(), stat), stat))
+            full.append(True)
+            for task in waiting:
+                with pytest.raises(sa.StoreFullError, match="no free descriptor"):
+                    await task
+            full.clear()
+            if takes:
+                await channel.aput(ITEM)  # it goes on; and then there is no room
+        assert (await channel.aget()).tolist() == ITEM.tolist()
+
+    run(main)
+    settles(channel)
+
+
+def test_a_child_forked_while_another_thread_begins_to_wait_can_wait(store: sa.Store) -> None:
+    """The lock under which that is done is held at the fork, by a thread that the child does not have."""
+    channel = store.channel(4, "i8")
+
+    def child() -> None:
+        with pytest.raises(TimeoutError):
+            asyncio.run(asyncio.wait_for(channel.aget(), 0.01))
+
+    with aio._Here.lock:
+        pid = in_child(child)
+    assert reap(pid) == 0
