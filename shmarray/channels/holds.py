@@ -16,7 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
 from shmarray import guards
-from shmarray._os import endings
+from shmarray._os import endings, processes
 
 if TYPE_CHECKING:
     from shmarray._os import segments
@@ -83,3 +83,13 @@ def _give_back(watch: weakref.ref[Hold]) -> None:
         else:
             flow.give_back(watch.kind(flow.slots, *watch.key, 0), watch.got)
         del segment
+
+
+def _after_fork() -> None:
+    """In a forked child: a hold with nothing in it is this process's, to be used again; what was in hand stays the parent's."""
+    for watch in list(_watches.values()):
+        if not watch.got:
+            watch.generation = guards.Process.generation
+
+
+processes.after_fork_in_child(_after_fork)

@@ -208,6 +208,37 @@ def test_what_was_in_hand_of_a_block_without_its_end_keeps_no_subscription(chann
     is_usable(channel)
 
 
+@pytest.mark.parametrize("way", ["loan", "receive", "subscription"])
+def test_what_a_forked_child_has_in_hand_of_a_block_without_its_end_comes_back(way: str, store: sa.Store) -> None:
+    """What has slots in hand is used again in the child, with what its parent noted of it; what the parent has in hand stays its own."""
+    channel = store.channel(SIZE, np.int64, slots=3, mode="broadcast" if way == "subscription" else "queue")
+    source = channel.subscribe() if way == "subscription" else channel
+    item = np.full(SIZE, 1)
+
+    def once() -> Any:
+        if way != "loan":
+            channel.put(item, timeout=20)
+        return channel.loan(20) if way == "loan" else source.receive(20)
+
+    with once():
+        pass  # from here on there is one to be used again
+
+    def child() -> None:
+        block = once()
+        block.__enter__()
+        del block  # a handler raised on the very entry of its end
+        channel._flow._looked = 0.0
+        channel._flow.look_now_and_then()
+        pids = [held[2] for held in channel.stats().held]
+        assert os.getpid() not in pids, pids
+
+    assert reap(deaths.in_child(child)) == 0
+    if way == "loan":
+        with once():
+            assert reap(deaths.in_child(child)) == 0
+            assert [held[2] for held in channel.stats().held] == [os.getpid()]
+
+
 def kill_when_forked() -> None:
     """Have a child that has all this process has, and is killed before it has used any of it."""
     ready = os.pipe()
