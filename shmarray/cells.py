@@ -104,7 +104,11 @@ def current_seat(member: Membership) -> Seat | None:
     """
     seat: Seat | None = member.seat
     if seat is None:
-        seat = member.seat = seats.take(member)
+        taken = seats.take(member)
+        # A signal handler of this thread may have come here meanwhile, and look at something by a seat of its own: that one stays.
+        if member.seat is None:
+            member.seat = taken
+        seat = member.seat
     elif seat.has_crossed() and not seats.is_forking() and (fresh := seats.try_take(member)) is not None:
         # Entered in both, until the old one is let go of; what is dropped meanwhile is struck out in neither.
         mine = [view for view in list(_views.values()) if view.member is member]
@@ -116,7 +120,9 @@ def current_seat(member: Membership) -> Seat | None:
             # Its maker may have read the new seat's bytes before, and not have asked yet who is alive behind the old one.
             if view.slab.stock is None and view.slab.word(view.cell, form.ASKED):
                 _wait(view.slab, view.cell)
-        seat = member.seat = fresh
+        if member.seat is seat:  # as above
+            member.seat = fresh
+        seat = member.seat
     return seat
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
-from shmarray import cells
+from shmarray import cells, seats
 from shmarray._format import control
 from tests.helpers.leaks import SHM
 from tests.helpers.processes import reap
@@ -224,3 +224,39 @@ def test_what_was_dropped_after_a_fork_is_gone_when_it_is_counted_or_given_back(
         assert store.stats().anonymous == 0
     store.trim()
     assert files(store) == set()
+
+
+@pytest.mark.parametrize("has_one", [False, True])
+def test_what_a_handler_loads_while_its_thread_takes_a_seat_stays(
+    has_one: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Taken for the first time, or anew after a fork: what is looked at by the handler stands in the seat that the process has then."""
+    told, serial = os.pipe(), next_serial()
+    loaded: list[Any] = []
+    with sa.Store() as store:
+        first = made(store, serial) if has_one else None
+
+        def child() -> None:
+            handle, real = os.read(told[0], 4096), seats.take
+
+            def take(member: Any) -> Any:
+                seat = real(member)
+                if not loaded:
+                    loaded.append(None)
+                    loaded[0] = pickle.loads(handle)
+                return seat
+
+            monkeypatch.setattr(seats, "take", take)
+            made(store, serial)
+            view = cells.view_of(loaded[0])
+            assert view is not None
+            seat, places = view.member.seat, view.slab.layout
+            assert view.slab.bytes[places.seat(seat.index) + view.cell] == seat.byte
+
+        pid = in_child(child, collect=False)
+        os.write(told[1], pickle.dumps(made(store, serial)))
+        assert reap(pid) == 0
+        del first
+    for end in told:
+        os.close(end)
