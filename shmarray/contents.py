@@ -257,11 +257,11 @@ def private(array: np.ndarray[Any, Any], order: Any) -> np.ndarray[Any, Any]:
 
 def _is_in_file(array: np.ndarray[Any, Any]) -> bool:
     """Say whether an array's memory is a mapping that is not ours: of a file, perhaps, which others can cut off."""
-    base: Any = array.base
-    while isinstance(base, np.ndarray):
-        base = base.base
-    owner = base.obj if isinstance(base, memoryview) else base
-    return segments.is_foreign_mapping(owner)
+    owner: Any = array
+    while owner is not None and not segments.is_foreign_mapping(owner):
+        # Arrays, views of their bytes, and what stride tricks of NumPy put between them.
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+    return owner is not None
 
 
 def spec_in(segment: segments.Segment, view: np.ndarray[Any, Any]) -> ViewSpec:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import shmarray as sa
 from tests.helpers.copies import none_is_left, record_starts
-from tests.helpers.processes import run_script, wait_until
+from tests.helpers.processes import reap, run_script, wait_until
+from tests.helpers.sweeps import in_child
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIDE = 1500
 """A square of that many numbers of eight bytes is more than is copied by one thread."""
@@ -59,6 +64,29 @@ def test_a_large_array_put_by_threads_is_the_array(name: str, started: list[int]
             started.clear()
             del array
     wait_until(none_is_left)
+
+
+@pytest.mark.parametrize("way", ["itself", "its bytes", "strided"])
+def test_what_lies_in_a_file_that_is_cut_off_is_an_error_and_no_signal(way: str, tmp_path: Path) -> None:
+    """However the array came to be over the mapping: it is copied by system call, and no thread helps."""
+    path = tmp_path / "numbers"
+    SOURCES["C"].tofile(path)
+    mapped = np.memmap(path, np.int64, "r+", shape=(SIDE, SIDE))
+    tricks: Any = np.lib.stride_tricks
+    ways = {
+        "itself": lambda: mapped,
+        "its bytes": lambda: np.frombuffer(mapped.data.cast("B"), np.int64),
+        "strided": lambda: tricks.sliding_window_view(mapped, mapped.shape),
+    }
+
+    def put() -> None:
+        with sa.Store(copy_threads=2) as store:
+            source = ways[way]()
+            os.truncate(path, SOURCES["C"].nbytes // 2)
+            with pytest.raises(OSError, match="Bad address"):
+                store.put(source)
+
+    assert reap(in_child(put)) == 0
 
 
 def test_a_tree_with_a_large_leaf_is_put_by_threads(started: list[int]) -> None:
