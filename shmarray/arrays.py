@@ -25,7 +25,6 @@ from shmarray.locks import Lock, ReadAccess, WriteAccess
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from shmarray._format import layouts
     from shmarray.guards import Guard
 
 
@@ -204,6 +203,10 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         """Copy into one dimension, in private memory."""
         return self.view(np.ndarray).flatten(order)
 
+    def squeeze(self, *args: Any, **kwargs: Any) -> Any:
+        """View without axes of length one: the only method of a view whose result NumPy would make a plain ndarray."""
+        return _shared(self.view(np.ndarray).squeeze(*args, **kwargs))
+
     def take(self, *args: Any, **kwargs: Any) -> Any:
         """Copy elements by index, into private memory."""
         return self.view(np.ndarray).take(*args, **kwargs)
@@ -264,17 +267,12 @@ def _shared(result: Any) -> Any:
     return type(result)([_shared(part) for part in result]) if type(result) in (list, tuple) else result
 
 
-def _place(segment: segments.Segment, dtype: np.dtype[Any], layout: layouts.Layout) -> SharedArray:
-    return SharedArray.__new__(
-        SharedArray, layout.shape, dtype, contents.root_of(segment), layout.offset, layout.strides
-    )
-
-
 def leaf(segment: segments.Segment, index: int) -> SharedArray:
     """View one array of a block. Raises `CorruptBlockError` if it would reach beyond the block's data."""
     try:
         dtype, layout = contents.describe(segment).leaves[index]
-        array = _place(segment, contents.own(dtype), layout)
+        root = contents.root_of(segment)
+        array = _new(SharedArray, layout.shape, contents.own(dtype), root, layout.offset, layout.strides)
     except (ValueError, TypeError, IndexError) as error:
         raise contents.undescribed(segment.tag, error) from None
     return array

@@ -58,6 +58,8 @@ VIEWS: dict[str, Callable[[Any], Any]] = {
     "reshaped": lambda a: a.reshape(-1),
     "flattened in Fortran order": lambda a: a.T.reshape(-1),
     "diagonal": lambda a: a.diagonal(0, 0, 1),
+    "squeezed": lambda a: a[:1].squeeze(0),
+    "squeezed everywhere": lambda a: a.squeeze(),
     "as bytes": lambda a: a.reshape(-1).view("V1"),
     "as unsigned": lambda a: a.view(f"u{a.dtype.itemsize}"),
     "in the other byte order": lambda a: a.view(a.dtype.newbyteorder()),
