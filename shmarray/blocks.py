@@ -43,6 +43,7 @@ KEEPS = "keeps"
 """In the cache of a block: other blocks' handles lie in it."""
 WARM = "warm"
 """In the cache of a block: its memory, which may be used again after it."""
+_BY_NAME = -1  # the number in a key that means whichever block has the name now
 _SEEN = "seen"  # in the cache of a block: the store's count of changes when its name was last seen to lead to it
 
 
@@ -187,11 +188,12 @@ def not_found(member: Membership, key: BlockKey, reason: str, meta: bytes = b"")
     """Describe a handle or name that leads to nothing, for whatever `reason`."""
     noun = kinds.noun(meta)
     what = f"the {noun} {key.name!r}" if key.name is not None else f"the anonymous {noun} of this handle"
-    remedy = (
-        f"Look it up again with store[{key.name!r}]; list(store) shows what is there."
-        if key.name is not None
-        else f"Keep the {noun} alive until its handle has been loaded, or give it a name."
-    )
+    if key.name is None:
+        remedy = f"Keep the {noun} alive until its handle has been loaded, or give it a name."
+    elif key.block == _BY_NAME:
+        remedy = "list(store) shows what is there."
+    else:
+        remedy = f"Look it up again with store[{key.name!r}]; list(store) shows what is there."
     return ArrayNotFoundError(
         f"{what} {reason} in {member.label}",
         remedy=remedy,
@@ -262,7 +264,7 @@ def lookup(member: Membership, name: str) -> segments.Segment:
                 if not changes % 2:
                     block.cache[_SEEN] = changes
                 return segment
-    key = BlockKey(member.key.uid, member.key.store, -1, names.check(name), None)
+    key = BlockKey(member.key.uid, member.key.store, _BY_NAME, names.check(name), None)
     path = member.block_prefix + key.entry
     last: segments.Descriptor | None = None
     while True:
@@ -298,12 +300,12 @@ def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, pat
     flocks.share(fd)
     info = segments.status(fd)
     head = blockfiles.read_checked(member.key, fd, info, path)
-    if key.block not in (-1, head.block):
+    if key.block not in (_BY_NAME, head.block):
         raise not_found(member, key, "has been replaced")
     if info.st_nlink == 0 or head.state != form.LIVE:
         raise not_found(member, key, "has been deleted or replaced", head.meta)
     identity = info.st_dev, info.st_ino
-    if key.block == -1 and not blockfiles.leads_to(path, identity):
+    if key.block == _BY_NAME and not blockfiles.leads_to(path, identity):
         # Opened under this name, and leased after the file had become another block's: a number tells, a name does not.
         raise not_found(member, key, "has been replaced")
     if key.block != head.block or key.claim is not None:

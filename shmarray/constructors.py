@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     LikeOrder = Literal["C", "F", "A", "K"]
 
 
+class _Axes(list[int]):
+    """Axes from the outermost to the innermost, in place of an `order`."""
+
+
 class Constructors:
     """The part of `Store` that makes arrays."""
 
@@ -135,7 +139,7 @@ class Constructors:
         if letter == "A":
             letter = "F" if model.flags.fnc else "C"
         if letter == "K" and len(lengths) == model.ndim:
-            axes: list[int] | str = layouts.axes_of(model.shape, model.strides)
+            axes: _Axes | str = _Axes(layouts.axes_of(model.shape, model.strides))
         else:
             axes = "F" if letter == "F" else "C"
         return self._make(lengths, model.dtype if dtype is None else dtype, axes, name, value, clear=clear)
@@ -189,11 +193,11 @@ class Constructors:
         return making.put(member, value, name, replace=replace)
 
 
-def _plan(shape: Any, dtype: DTypeLike, order: list[int] | str | None) -> making.Plan:
+def _plan(shape: Any, dtype: DTypeLike, order: _Axes | str | None) -> making.Plan:
     """Read what a constructor of NumPy's was given. Raises as they do, with the errors of this library."""
     kind, inner = contents.element(np.dtype(dtype))
     lengths = (*layouts.check_shape(shape), *inner)
-    if order is None or isinstance(order, str):
+    if not isinstance(order, _Axes):
         axes = None if _letter(order, "CF", "C") == "C" else list(reversed(range(len(lengths))))
     else:
         axes = order + list(range(len(order), len(lengths)))

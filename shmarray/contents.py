@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -318,6 +319,8 @@ def plain(value: Any) -> np.ndarray[Any, Any]:
             'Put both: store.put({"data": a.data, "mask": numpy.ma.getmaskarray(a)}).'
         )
         raise TypeError(message)
+    if isinstance(value, Mapping):  # NumPy would take the keys, and lose the values
+        raise _no_array(value)
     array = np.asarray(value)
     if array.dtype == object and not array.shape and not isinstance(value, (np.ndarray, np.generic)):
         raise _no_array(value)
@@ -334,6 +337,9 @@ def _no_array(value: object) -> DTypeError:
             "Pass it as an argument or through a queue; a name can be given to arrays and to what a store makes: locks, queues, "
             "dicts, ..."
         )
+    elif isinstance(value, Mapping):
+        summary = f"a {kind} cannot be put into a store: only dict and OrderedDict come back as what they were"
+        remedy = "Convert it with dict(...)."
     else:
         summary = f"an object of type {kind} cannot be put into a store"
         remedy = (

@@ -106,4 +106,5 @@ class Filing:
         2.0 2.0 7
         """
         self._open().require_open()
+        saving.check_target(path)  # before `value`, which somebody who changed the two round may have given here
         saving.save(path, self[value] if isinstance(value, str) else value, compressed=compressed, progress=progress)

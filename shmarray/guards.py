@@ -159,7 +159,7 @@ class Guard(GuardWords):
             if code == _FREE:
                 self._let_go()
             raise self._twice("reads it already")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = futexes.deadline_of(timeout)
         if code != _FREE and not self._enter(code, deadline):
             return False
         if not self._drain(deadline):
@@ -246,7 +246,7 @@ class Guard(GuardWords):
         try:
             code = _trylock(self._lock) if self._robust else self._take_plain(_trywait, (self._lock,))
             if code:
-                deadline = None if timeout is None else time.monotonic() + timeout
+                deadline = futexes.deadline_of(timeout)
                 if not self._enter(code, deadline):
                     return False
             self.owner = me

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from shmarray import blocks, cellguards, cells, guards, membership, shields
 from shmarray._format import slab
 from shmarray._format.handle import BlockKey
+from shmarray._os import futexes
 from shmarray.errors import GuardTimeoutError, PoisonedError
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ class Access(Generic[T]):
     __slots__ = ("_generation", "_guard", "_keep", "_timeout")
 
     def __init__(self, guard: Guard, value: T, timeout: float | None) -> None:
-        """Stand ready; nothing is acquired before the `with` block begins."""
+        """Stand ready; nothing is acquired before the `with` block begins. Raises as `futexes.deadline_of` does."""
+        if timeout is not None:
+            futexes.deadline_of(timeout)  # a wrong one shows now, and not first when somebody else is inside
         self._guard = guard
         self._keep = [value]  # what the guard keeps while it is held, and how it is known whose hold that is
         self._timeout = timeout
@@ -70,6 +73,8 @@ class WriteAccess(Access[T]):
     def __init__(self, guard: Guard, value: T, timeout: float | None, *, heal: bool) -> None:
         """Stand ready; with `heal`, poisoned data are entered, and declared sound by a clean exit."""
         # As the base class does; a call would cost a twentieth of all this.
+        if timeout is not None:
+            futexes.deadline_of(timeout)
         self._guard = guard
         self._keep = [value]
         self._timeout = timeout
@@ -158,6 +163,8 @@ class Lock:
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take the lock; false when it is not free at once (`block=False`) or after `timeout` seconds."""
         if block:
+            if timeout is not None:
+                futexes.deadline_of(timeout)  # a wrong one shows also when the lock is free
             return self._guard.acquire(self._root, timeout)
         return self._guard.acquire(self._root, 0)
 

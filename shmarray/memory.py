@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from shmarray import objects
+from shmarray._format import counts
 from shmarray._os import segments
 from shmarray.errors import ArrayNotFoundError
 
@@ -143,14 +144,16 @@ class ShareableList(objects.SharedObject):
         count: int = self._words[0]
         return count
 
-    def _slot(self, position: Any) -> int:
-        """Index of the first word of a slot. Raises `IndexError`."""
+    def _slot(self, position: int) -> int:
+        """Index of the first word of a slot. Raises `IndexError`, `TypeError`."""
+        if type(position) is not int:
+            position = counts.check(position, "the position in a ShareableList")
         length = len(self)
         place = position + length if position < 0 else position
         if not 0 <= place < length:
             message = "index out of range"
             raise IndexError(message)
-        return 1 + _SLOT * int(place)
+        return 1 + _SLOT * place
 
     def _load(self, at: int) -> tuple[int, bytes]:
         """Kind and bytes of a value, with the guard held."""

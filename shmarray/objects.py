@@ -132,9 +132,7 @@ def wait_change(words: Any, index: int, seen: int, deadline: float | None, membe
     return True
 
 
-def deadline_of(timeout: float | None) -> float | None:
-    """Turn seconds from now into a moment of `time.monotonic`; negative seconds are now."""
-    return None if timeout is None else time.monotonic() + max(0.0, timeout)
+deadline_of = futexes.deadline_of
 
 
 def seconds_to(deadline: float) -> float:

@@ -33,6 +33,7 @@ _SUFFIXES = {".npy": ".npz", ".npz": ".npy"}
 
 def save(file: Any, value: Any, *, compressed: bool, progress: bool | None) -> None:
     """Save to a path or an open file. See `filing.Filing.save`."""
+    check_target(file)
     parts = _Parts(value, compressed=compressed)
     if isinstance(file, (str, bytes, os.PathLike)):
         path = os.fsdecode(file)
@@ -40,9 +41,6 @@ def save(file: Any, value: Any, *, compressed: bool, progress: bool | None) -> N
         with for_file("saving", path, shown=progress) as bar, files.replacing(path) as opened:
             parts.write(opened, bar)
         return
-    if not hasattr(file, "write") or isinstance(file, io.TextIOBase):
-        message = f"nothing can be saved to {type(file).__name__}: give a path, or a file opened with mode 'wb'"
-        raise TypeError(message)
     with for_file("saving", getattr(file, "name", None), shown=progress) as bar:
         if isinstance(file, io.RawIOBase):
             whole = io.BufferedWriter(file)  # which goes on where a raw file takes a part
@@ -50,6 +48,15 @@ def save(file: Any, value: Any, *, compressed: bool, progress: bool | None) -> N
             whole.detach()
         else:
             parts.write(file, bar)
+
+
+def check_target(file: Any) -> None:
+    """Raise `TypeError` for what is neither a path nor a file that takes bytes."""
+    if isinstance(file, (str, bytes, os.PathLike)):
+        return
+    if not hasattr(file, "write") or isinstance(file, (io.TextIOBase, np.ndarray)):
+        message = f"nothing can be saved to {type(file).__name__}: give a path, or a file opened with mode 'wb'"
+        raise TypeError(message)
 
 
 class _Parts:

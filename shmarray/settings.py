@@ -61,10 +61,13 @@ def check_guard(guard: str | None) -> str | None:
     return guard
 
 
-def check_directory(directory: str | os.PathLike[str] | None) -> str:
-    """Give the place of a store's blocks. Raises `FileNotFoundError`, `NotADirectoryError`, and `ValueError` for a network file system."""
+def check_directory(directory: object) -> str:
+    """Give the place of a store's blocks. Raises `TypeError`, `OSError` for what is no directory, `ValueError` for one on the network."""
     if directory is None:
         return segments.SHM_DIRECTORY
+    if not isinstance(directory, (str, os.PathLike)) or not isinstance(os.fspath(directory), str):
+        message = f"directory must be a path, as a str or a pathlib.Path, not {directory!r}"
+        raise TypeError(message)
     place = os.path.realpath(os.fspath(directory)) if os.fspath(directory) else ""
     if not os.path.isdir(place):
         kind = NotADirectoryError if os.path.exists(place) else FileNotFoundError

@@ -11,11 +11,10 @@ and may have a name by which other processes of the store find it: `store["name"
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 from shmarray import locks, objects
-from shmarray._format import names
+from shmarray._format import counts, names
 from shmarray._os import late
 
 if TYPE_CHECKING:
@@ -58,11 +57,11 @@ class Vocabulary:
 
     def Semaphore(self, value: int = 1, *, name: str | None = None) -> sync.Semaphore:  # noqa: N802  as in multiprocessing
         """Make a semaphore with `value` permits; see `shmarray.sync.Semaphore`."""
-        return sync.Semaphore.make(self._open(), operator.index(value), _checked(name))
+        return sync.Semaphore.make(self._open(), counts.check(value, "value"), _checked(name))
 
     def BoundedSemaphore(self, value: int = 1, *, name: str | None = None) -> sync.BoundedSemaphore:  # noqa: N802
         """Make a semaphore that cannot be released more often than it was acquired."""
-        return sync.BoundedSemaphore.make(self._open(), operator.index(value), _checked(name))
+        return sync.BoundedSemaphore.make(self._open(), counts.check(value, "value"), _checked(name))
 
     def Event(self, *, name: str | None = None) -> sync.Event:  # noqa: N802  as in multiprocessing
         """Make an event that is not set; see `shmarray.sync.Event`."""
@@ -81,7 +80,7 @@ class Vocabulary:
         name: str | None = None,
     ) -> sync.Barrier:
         """Make a barrier for `parties`; see `shmarray.sync.Barrier`."""
-        return sync.Barrier.make(self._open(), operator.index(parties), action, timeout, _checked(name))
+        return sync.Barrier.make(self._open(), counts.check(parties, "parties"), action, timeout, _checked(name))
 
     def Value(  # noqa: N802  as in multiprocessing
         self, typecode_or_type: Any, init: Any = 0, *, lock: locks.Lock | bool = True, name: str | None = None
@@ -102,11 +101,11 @@ class Vocabulary:
 
     def Queue(self, maxsize: int = 0, *, name: str | None = None) -> queues.Queue:  # noqa: N802  as in multiprocessing
         """Make a queue of at most `maxsize` values, or without bound; see `shmarray.queues.Queue`."""
-        return queues.Queue.make(self._open(), operator.index(maxsize), _checked(name))
+        return queues.Queue.make(self._open(), counts.check(maxsize, "maxsize"), _checked(name))
 
     def JoinableQueue(self, maxsize: int = 0, *, name: str | None = None) -> queues.JoinableQueue:  # noqa: N802
         """Make a queue that counts what has been dealt with; see `shmarray.queues.JoinableQueue`."""
-        return queues.JoinableQueue.make(self._open(), operator.index(maxsize), _checked(name))
+        return queues.JoinableQueue.make(self._open(), counts.check(maxsize, "maxsize"), _checked(name))
 
     def SimpleQueue(self, *, name: str | None = None) -> queues.SimpleQueue:  # noqa: N802  as in multiprocessing
         """Make a queue with `put`, `get` and `empty` alone."""
@@ -114,11 +113,11 @@ class Vocabulary:
 
     def LifoQueue(self, maxsize: int = 0, *, name: str | None = None) -> queues.LifoQueue:  # noqa: N802  as in queue
         """Make a queue from which the value put last is taken first; see `shmarray.queues.LifoQueue`."""
-        return queues.LifoQueue.make(self._open(), operator.index(maxsize), _checked(name))
+        return queues.LifoQueue.make(self._open(), counts.check(maxsize, "maxsize"), _checked(name))
 
     def PriorityQueue(self, maxsize: int = 0, *, name: str | None = None) -> queues.PriorityQueue:  # noqa: N802
         """Make a queue from which the least value is taken first; see `shmarray.queues.PriorityQueue`."""
-        return queues.PriorityQueue.make(self._open(), operator.index(maxsize), _checked(name))
+        return queues.PriorityQueue.make(self._open(), counts.check(maxsize, "maxsize"), _checked(name))
 
     def Pipe(self, duplex: bool = True) -> tuple[queues.Connection, queues.Connection]:  # noqa: N802, FBT001, FBT002
         """Make a pipe and give its two ends; without `duplex` the first only receives, the second only sends."""
@@ -126,7 +125,7 @@ class Vocabulary:
 
     def SharedMemory(self, size: int, *, name: str | None = None) -> memory.SharedMemory:  # noqa: N802
         """Make `size` bytes of bare memory; see `shmarray.memory.SharedMemory`."""
-        return memory.SharedMemory.make(self._open(), operator.index(size), _checked(name))
+        return memory.SharedMemory.make(self._open(), counts.check(size, "size"), _checked(name))
 
     def ShareableList(  # noqa: N802  as in multiprocessing.shared_memory
         self, sequence: Iterable[Any] = (), *, name: str | None = None

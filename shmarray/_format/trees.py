@@ -179,7 +179,7 @@ def _objection(value: object) -> tuple[str, str]:
             return f"{_article(kind)} would come back as {_article(base)}", f"Convert it with {base.__name__}(...)."
     return f"{_article(kind)} cannot be shared", (
         "A tree is made of arrays, dict, list, tuple, namedtuples, dataclasses, numbers, str, bytes and None: "
-        "convert it, as with np.asarray(...) or list(...)."
+        "convert it, as with np.asarray(...) or list(...); what a store makes goes into store.dict() or store.list()."
     )
 
 

@@ -1,6 +1,7 @@
 """Waiting for a 32-bit word in shared memory to change.
 
-Owns: the futex system call: waits without using the processor, wakes across processes, is ended early by any signal.
+Owns: the futex system call: waits without using the processor, wakes across processes, is ended early by any signal; until when a
+wait lasts that a user has given a timeout.
 Must not know: what the word means.
 """
 
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 _NUMBERS = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238, "armv7l": 240, "i686": 240}
 NUMBER = _NUMBERS.get(platform.machine(), 98)
@@ -30,6 +33,24 @@ _ARGUMENTS = (
 _wait = ctypes.CDLL(None, use_errno=True)["syscall"]  # releases the GIL
 _wake = ctypes.PyDLL(None)["syscall"]  # keeps it: this never waits
 _wait.argtypes = _wake.argtypes = _ARGUMENTS  # said once, and not for each call
+
+
+def deadline_of(timeout: Any) -> float | None:
+    """Turn seconds from now into a moment of `time.monotonic`; negative seconds are now, None is never.
+
+    Raises `TypeError` for what is no number, `ValueError` for NaN, which no moment is after.
+    """
+    if timeout is None:
+        return None
+    try:
+        moment: float = time.monotonic() + max(0.0, timeout)
+    except TypeError:
+        message = f"timeout must be a number of seconds, or None to wait without end, not {timeout!r}"
+        raise TypeError(message) from None
+    if timeout != timeout:  # noqa: PLR0124  NaN alone is not itself
+        message = "timeout must be a number of seconds, or None to wait without end, not NaN"
+        raise ValueError(message)
+    return moment
 
 
 def wait(address: int, value: int, seconds: float) -> None:

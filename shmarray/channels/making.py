@@ -6,14 +6,13 @@ Must not know: how a channel is used.
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shmarray import contents
 from shmarray._format import channel as form
-from shmarray._format import layouts
+from shmarray._format import counts, layouts
 from shmarray.channels import latches
 from shmarray.channels.bindings import MOST_SLOTS
 from shmarray.channels.channel import Channel
@@ -45,9 +44,9 @@ def make(
 ) -> Channel:
     """Make a channel; see `Store.channel`."""
     item = Form.of(shape, dtype, max_shape)
-    count = _between("slots", operator.index(slots), 1, MOST_SLOTS)
-    room = _between("meta_bytes", operator.index(meta_bytes), 0, 1 << 30)
-    nap = int(_between("spin", spin, 0, _MOST_SPIN) * 1e9)
+    count = counts.between(slots, "slots", 1, MOST_SLOTS)
+    room = counts.between(meta_bytes, "meta_bytes", 0, 1 << 30)
+    nap = int(_seconds("spin", spin, _MOST_SPIN) * 1e9)
     flags = (form.REDELIVER if redeliver else 0) | (form.STAY if stay else 0)
     if redeliver and mode == "broadcast":
         message = "in a broadcast nobody else is given what a subscriber had: redeliver is for queues"
@@ -69,15 +68,18 @@ def make(
     return Channel._over(contents.create(member, name, leaves, fill=fill, tree=item.describe(), kind=Channel._kind))
 
 
-def _between(what: str, value: Any, least: Any, most: Any) -> Any:
-    if not least <= value <= most:
-        message = f"{what} lies between {least} and {most}, and {value} does not"
+def _seconds(what: str, value: Any, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        message = f"{what} must be a number of seconds, not {value!r}"
+        raise TypeError(message)
+    if not 0 <= value <= most:
+        message = f"{what} lies between 0 and {most}, and {value} does not"
         raise ValueError(message)
-    return value
+    return float(value)
 
 
-def _choice(what: str, value: str, choices: dict[str, int]) -> int:
-    if value not in choices:
+def _choice(what: str, value: object, choices: dict[str, int]) -> int:
+    if not isinstance(value, str) or value not in choices:
         message = f"{what} is one of {', '.join(map(repr, choices))}, not {value!r}"
         raise ValueError(message)
     return choices[value]

@@ -38,6 +38,8 @@ _EPILOG = """exit codes:
 class _Parser(argparse.ArgumentParser):
     """Hands its complaints to `main` instead of ending the process."""
 
+    commands: dict[str, _Parser]
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
@@ -72,10 +74,22 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as end:  # after --help and --version, which argparse has written
         return _show(Answer("", end.code if isinstance(end.code, int) else FINE))
     if unknown or options.module is None:
-        message = f"unknown argument {unknown[0]!r}{near(unknown[0], _FLAGS)}" if unknown else "which command?"
+        message = "which command?"
+        if unknown:
+            message = f"unknown argument {unknown[0]!r}{_meant(parser, word, unknown[0])}"
         raise UsageError(message)
     answer: Answer = options.module.run(options, table.screen(sys.stdout))
     return _show(answer)
+
+
+def _meant(parser: _Parser, command: str, argument: str) -> str:
+    """Say what may have been meant by an argument: an option that this command has, or that a command must come first."""
+    if command not in _MODULES:
+        return (
+            "; options of a command come behind it" if argument in _FLAGS else near(argument, ("--help", "--version"))
+        )
+    known = parser.commands[command].format_help()
+    return near(argument, [flag for flag in _FLAGS if flag in known])
 
 
 def _parser() -> _Parser:
@@ -93,6 +107,7 @@ def _parser() -> _Parser:
         command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY, allow_abbrev=False)
         module.add_arguments(command)
         command.set_defaults(module=module)
+    parser.commands = commands.choices
     commands.add_parser("demo", help=_DEMO)
     return parser
 

@@ -7,17 +7,19 @@ Must not know: how objects are made, where they live.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shmarray import exhaustion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from shmarray.hosting.manager import HostManager, Registered
     from shmarray.membership import Membership
 
 _BY_REGISTER = "_made_by_register"
+_LAST_PORT = 65535
 
 
 class Hosted:
@@ -59,6 +61,12 @@ class Hosted:
         _check(typeid, callable, proxytype)
         exposed = exposed or getattr(proxytype, "_exposed_", None)
         method_to_typeid = method_to_typeid or getattr(proxytype, "_method_to_typeid_", None)
+        if isinstance(exposed, str) or not isinstance(exposed or (), Iterable):
+            message = f"exposed of {typeid!r} must be a list of names of methods, not {exposed!r}"
+            raise TypeError(message)
+        if not isinstance(method_to_typeid or {}, Mapping):
+            message = f"method_to_typeid of {typeid!r} must be a dict of names, not {method_to_typeid!r}"
+            raise TypeError(message)
         names = [*(exposed or ()), *(method_to_typeid or {}), *(method_to_typeid or {}).values()]
         if not all(isinstance(name, str) for name in names):
             message = f"names of methods and types are strings; given for {typeid!r} were {names!r}"
@@ -145,6 +153,9 @@ def check_network(address: Any, authkey: Any) -> None:
     if not (isinstance(address, tuple) and [type(part) for part in address] == [str, int]):
         message = f"address is a tuple (host, port), not {address!r}"
         raise TypeError(message)
+    if not 0 <= address[1] <= _LAST_PORT:
+        message = f"the port in address lies between 0, for a free one, and {_LAST_PORT}, and {address[1]} does not"
+        raise ValueError(message)
     if not isinstance(authkey, bytes):
         message = f"authkey is bytes, not {type(authkey).__name__}"
         raise TypeError(message)

@@ -84,7 +84,8 @@ def have_host(
     good, found = _ask_guardian(member, prepared)
     if good:
         return Place(**found)
-    raise HostError(f"the host of {member.label} could not be started: {found}", remedy=_REMEDY, store=_name(member))
+    remedy = _REMEDY if network is None else f"Is address={network[0]!r} of this machine, and the port free? {_REMEDY}"
+    raise HostError(f"the host of {member.label} could not be started: {found}", remedy=remedy, store=_name(member))
 
 
 def _name(member: Membership) -> str:

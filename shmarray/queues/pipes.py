@@ -218,6 +218,9 @@ class Connection(objects.Shareable):
     def recv_bytes_into(self, buf: bytes | bytearray | memoryview, offset: int = 0) -> int:
         """Receive the bytes of the next message into a buffer; returns how many. `BufferTooShort` carries what did not fit."""
         target = memoryview(buf).cast("B")
+        if target.readonly:
+            message = f"the buffer is read-only ({type(buf).__name__}): give a bytearray or an array"  # before a message is taken
+            raise TypeError(message)
         if not 0 <= offset <= len(target):
             message = f"offset {offset} is not within a buffer of {len(target)} bytes"
             raise ValueError(message)

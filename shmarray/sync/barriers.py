@@ -46,11 +46,15 @@ class Barrier(rolls.Roll):
         cls,
         member: Membership,
         parties: int,
-        action: Callable[[], Any] | None = None,
+        action: Any = None,
         timeout: float | None = None,
         name: str | None = None,
     ) -> Self:
-        """Make a barrier for `parties` threads or processes; raises `ValueError` if that is less than one."""
+        """Make a barrier for `parties` threads or processes; `ValueError` if that is less than one, `TypeError` for a wrong action."""
+        objects.deadline_of(timeout)  # raises now and not in the first wait
+        if action is not None and not callable(action):
+            message = f"action must be callable, not {action!r}"
+            raise TypeError(message)
         if parties < 1:
             message = f"a barrier needs at least one party, not {parties}"
             raise ValueError(message)

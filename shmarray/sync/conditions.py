@@ -12,6 +12,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from shmarray import objects
+from shmarray._format import counts
 from shmarray._os import futexes
 from shmarray.errors import GuardError
 from shmarray.locks import Lock, RLock
@@ -86,11 +87,11 @@ class Condition(objects.SharedObject):
     def wait(self, timeout: float | None = None) -> bool:
         """Let the lock go, wait for a notification, take the lock again; false if none came in `timeout` seconds."""
         self._require_lock()
+        deadline = objects.deadline_of(timeout)  # before this one counts among those who wait: it may raise
         words = self._words
         ticket = words[self._tail]
         words[self._tail] = ticket + 1
         words[self._waiters] += 1
-        deadline = objects.deadline_of(timeout)
         in_time = True
         try:
             while True:
@@ -123,6 +124,7 @@ class Condition(objects.SharedObject):
 
     def notify(self, n: int = 1) -> None:
         """Wake `n` of those who wait."""
+        counts.check(n, "n")
         self._require_lock()
         words = self._words
         n = min(n, words[self._waiters] - words[self._tokens])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from shmarray import objects
-from shmarray._format import control
+from shmarray._format import control, counts
 from shmarray.sync import rolls
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ class Semaphore(rolls.Roll):
 
     def release(self, n: int = 1) -> None:
         """Give `n` permits; a bounded one raises `ValueError` if it then had more than it began with."""
+        if type(n) is not int:
+            n = counts.check(n, "n")
         if n < 1:
             message = f"n must be one or more, not {n}"
             raise ValueError(message)

@@ -63,7 +63,9 @@ WRONG = {
     ("top", "--directory", "/no/such/place"): "--directory '/no/such/place' is not a directory",
     ("top", "--onec"): "unknown argument '--onec'; did you mean --once?",
     ("doctor", "everything"): "unknown argument 'everything'",
-    ("--json",): "unknown argument '--json'",
+    ("--json",): "unknown argument '--json'; options of a command come behind it",
+    ("--json", "ls"): "unknown argument '--json'; options of a command come behind it",
+    ("ls", "--interval"): "unknown argument '--interval'\n",  # which another command has
     ("ls", "one", "two"): "unknown argument 'two'",
 }
 

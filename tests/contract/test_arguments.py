@@ -1,0 +1,142 @@
+"""Wrong arguments: each is refused at once by an error that names it, whatever the state of things, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+import types
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import shmarray as sa
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NO_NUMBERS: list[Any] = ["3", 1.5, None, [2], True, b"4"]
+NO_TIMEOUTS: list[tuple[Any, type[Exception]]] = [
+    ("1", TypeError),
+    ([1], TypeError),
+    (math.nan, ValueError),
+    (1j, TypeError),
+]
+
+
+def refused(kind: type[BaseException], word: str, act: Callable[[], object]) -> None:
+    """Run what must be refused by an error of just this kind that says `word`."""
+    with pytest.raises(kind) as caught:
+        act()
+    assert type(caught.value) is kind
+    assert word in str(caught.value), str(caught.value)
+    del caught  # the frames of its traceback keep what was made
+
+
+def left(store: sa.Store) -> list[str]:
+    """Files of the store that are neither its own nor kept for the next small arrays."""
+    store.trim()
+    names = [name for name in os.listdir("/dev/shm") if f".{store.id}." in name]
+    return [name for name in names if name.rpartition(".")[2] != "ctl"]
+
+
+def test_a_number_of_something_is_a_whole_number(memory_store: sa.Store) -> None:
+    """What is none is a `TypeError` that names the argument, and no text of the interpreter's about objects and integers."""
+    makers: dict[str, list[Callable[[Any], object]]] = {
+        "maxsize": [memory_store.Queue, memory_store.JoinableQueue, memory_store.LifoQueue, memory_store.PriorityQueue],
+        "value": [memory_store.Semaphore, memory_store.BoundedSemaphore],
+        "parties": [memory_store.Barrier],
+        "size": [memory_store.SharedMemory],
+        "slots": [lambda slots: memory_store.channel(3, slots=slots)],
+        "meta_bytes": [lambda room: memory_store.channel(3, meta_bytes=room)],
+    }
+    for word, acts in makers.items():
+        for act in acts:
+            for wrong in NO_NUMBERS:
+                refused(TypeError, f"{word} must be a whole number, not {wrong!r}", partial(act, wrong))
+            kind = ValueError if word in ("slots", "meta_bytes") else OverflowError
+            refused(kind, word, partial(act, 1 << 70))
+    assert memory_store.Queue(np.int64(2)) is not None  # type: ignore[arg-type]  # as good as an int
+    assert left(memory_store) == []
+
+
+def test_a_timeout_is_a_number_of_seconds(memory_store: sa.Store) -> None:
+    """NaN never comes, and what is no number is none: said by every wait, also where there is nothing to wait for."""
+    array, event, queue = memory_store.ones(3), memory_store.Event(), memory_store.Queue(1)
+    channel, condition = memory_store.channel(3, slots=1), memory_store.Condition()
+    lock, end = memory_store.Lock(), memory_store.Pipe()[0]
+    channel.put(np.ones(3))
+    queue.put(1)
+    waits: list[Callable[[Any], object]] = [
+        array.write, array.read, lambda timeout: lock.acquire(timeout=timeout), lambda timeout: array.lock.acquire(timeout=timeout),
+        lambda timeout: memory_store.RLock().acquire(timeout=timeout), event.wait, lambda timeout: queue.put(2, timeout=timeout),
+        lambda timeout: queue.get(timeout=timeout), lambda timeout: memory_store.Semaphore(0).acquire(timeout=timeout),
+        memory_store.Barrier(2).wait, lambda timeout: memory_store.Barrier(2, timeout=timeout), end.poll,
+        lambda timeout: channel.put([1, 2, 3], timeout=timeout), lambda timeout: channel.loan(timeout).__enter__(),
+        lambda timeout: memory_store.JoinableQueue().join(timeout), channel.join,
+    ]  # fmt: skip
+    with condition:
+        waits += [condition.wait, lambda timeout: condition.wait_for(bool, timeout)]
+        for wrong, kind in NO_TIMEOUTS:
+            for act in waits:
+                refused(kind, "timeout must be a number of seconds", partial(act, wrong))
+    assert repr(condition).endswith(", 0)>")  # nobody was left among those who wait
+    with array.write(timeout=np.float64(0.5)), lock:
+        pass
+    assert queue.get(timeout=1) == 1
+
+
+def test_what_else_is_wrong_is_named(memory_store: sa.Store) -> None:
+    """Choices, seconds, callables, positions: each by an error that names it."""
+    store = memory_store
+    wrong: list[tuple[type[BaseException], str, Callable[[], object]]] = [
+        (ValueError, "mode is one of", lambda: store.channel(3, mode=[])),  # type: ignore[arg-type]
+        (ValueError, "full is one of", lambda: store.channel(3, full={})),  # type: ignore[arg-type]
+        (TypeError, "spin must be a number", lambda: store.channel(3, spin="0")),  # type: ignore[arg-type]
+        (TypeError, "spin must be a number", lambda: store.channel(3, spin=True)),
+        (ValueError, "spin lies between", lambda: store.channel(3, spin=math.nan)),
+        (ValueError, "order must be one of", lambda: store.zeros(2, order=5)),  # type: ignore[arg-type]
+        (ValueError, "order must be one of", lambda: store.zeros(2, order=b"C")),  # type: ignore[arg-type]
+        (ValueError, "order must be one of", lambda: store.zeros((2, 3), order=[1, 0])),  # type: ignore[arg-type]
+        (TypeError, "action must be callable", lambda: store.Barrier(2, 5)),  # type: ignore[arg-type]
+        (TypeError, "n must be a whole number", lambda: store.Semaphore(1).release("2")),  # type: ignore[arg-type]
+        (TypeError, "n must be a whole number", lambda: store.Condition().notify(1.5)),  # type: ignore[arg-type]
+        (TypeError, "position in a ShareableList", lambda: store.ShareableList([1, 2])[0.5]),  # type: ignore[index]
+        (TypeError, "position in a ShareableList", lambda: store.ShareableList([1, 2])["0"]),  # type: ignore[index]
+        (TypeError, "read-only", lambda: store.Pipe()[0].recv_bytes_into(b"xyz")),
+        (TypeError, "saved to SharedArray", lambda: store.save(store.ones(2), "x.npy")),
+        (TypeError, "directory must be a path", lambda: sa.Store(directory=5)),  # type: ignore[arg-type]
+        (TypeError, "directory must be a path", lambda: sa.Store(directory=b"/tmp")),  # type: ignore[arg-type]
+        (ValueError, "the port in address", lambda: sa.Store(address=("127.0.0.1", 70000), authkey=b"key")),
+        (TypeError, "exposed of 'Odd'", lambda: sa.Store.register("Odd", dict, exposed="items")),
+        (TypeError, "exposed of 'Odd'", lambda: sa.Store.register("Odd", dict, exposed=5)),  # type: ignore[arg-type]
+        (TypeError, "method_to_typeid of 'Odd'", lambda: sa.Store.register("Odd", dict, method_to_typeid=["a"])),  # type: ignore[arg-type]
+    ]  # fmt: skip
+    for kind, word, act in wrong:
+        refused(kind, word, act)
+    assert not hasattr(sa.Store, "Odd")
+    assert left(store) == []
+
+
+def test_a_mapping_that_is_no_dict_is_not_taken_for_its_keys(memory_store: sa.Store) -> None:
+    """NumPy makes an array of the keys of some, and the values would be lost."""
+    memory_store["x"] = np.ones(2)
+    mappings: list[Any] = [collections.UserDict(a=1), types.MappingProxyType({"a": 1}), memory_store]
+    for value in mappings:
+        refused(sa.DTypeError, "dict(...)", partial(memory_store.put, value))
+        refused(sa.DTypeError, "dict(...)", partial(memory_store.__setitem__, "y", value))
+    assert list(memory_store) == ["x"]
+
+
+def test_what_a_store_makes_has_no_place_in_a_tree(memory_store: sa.Store) -> None:
+    """And the remedy says where it goes instead."""
+    refused(TypeError, "store.dict()", lambda: memory_store.put({"jobs": memory_store.Queue()}))
+
+
+def test_a_name_that_is_not_there_is_not_to_be_looked_up_again(memory_store: sa.Store) -> None:
+    """That is what has just been done."""
+    with pytest.raises(sa.ArrayNotFoundError) as caught:
+        memory_store["x"]
+    assert caught.value.remedy == "list(store) shows what is there."
