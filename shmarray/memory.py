@@ -147,7 +147,7 @@ class ShareableList(objects.SharedObject):
     def _slot(self, position: int) -> int:
         """Index of the first word of a slot. Raises `IndexError`, `TypeError`."""
         if type(position) is not int:
-            position = counts.check(position, "the position in a ShareableList")
+            position = counts.position(position, "the position in a ShareableList")
         length = len(self)
         place = position + length if position < 0 else position
         if not 0 <= place < length:

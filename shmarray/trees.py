@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from shmarray import arrays, blockfiles, blocks, contents, deletion, membership
+from shmarray._format import counts
 from shmarray._format import trees as form
 from shmarray._format.handle import BlockKey
 from shmarray.guards import guard_of
@@ -159,6 +160,8 @@ class SharedSequence(SharedTree, Sequence[Any]):
         if isinstance(index, slice):
             return [self._child(position) for position in range(*index.indices(len(self)))]
         size = len(self)
+        if type(index) is not int:
+            index = counts.position(index, f"the position in a {self._node.kind}")
         if not -size <= index < size:
             message = f"index {index} of a {self._node.kind} of {size}"
             raise IndexError(message)

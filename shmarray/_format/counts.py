@@ -1,6 +1,6 @@
 """Whole numbers, as a user gives them.
 
-Owns: which values can be a number of something, and what is said of those that cannot.
+Owns: which values can be a number of something, or a position, and what is said of those that cannot.
 Must not know: what is counted.
 """
 
@@ -13,13 +13,9 @@ _MOST = (1 << 63) - 1  # what a word holds
 
 def check(number: object, what: str) -> int:
     """Give a whole number; `what` is the argument's name. Raises `TypeError` for other types, bool too, `OverflowError` beyond 64 bits."""
-    try:
-        checked = operator.index(number)  # type: ignore[arg-type]  # that is the question
-    except TypeError:
-        checked = None
-    if checked is None or isinstance(number, bool):
-        message = f"{what} must be a whole number, not {number!r}"
-        raise TypeError(message)
+    if isinstance(number, bool):
+        raise _no_number(number, what)
+    checked = position(number, what)
     if not -_MOST <= checked <= _MOST:
         message = f"{what} must be a number of at most 64 bits, and {checked} is not"
         raise OverflowError(message)
@@ -36,3 +32,15 @@ def between(number: object, what: str, least: int, most: int) -> int:
         message = f"{what} lies between {least} and {most}, and {number} does not"
         raise ValueError(message)
     return checked
+
+
+def position(number: object, what: str) -> int:
+    """Give a position in a sequence, for which False and True will do as well. Raises `TypeError`."""
+    try:
+        return operator.index(number)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        raise _no_number(number, what) from None
+
+
+def _no_number(value: object, what: str) -> TypeError:
+    return TypeError(f"{what} must be a whole number, not {value!r}")

@@ -88,6 +88,12 @@ def test_a_timeout_is_a_number_of_seconds(memory_store: sa.Store) -> None:
     assert queue.get(timeout=1) == 1
 
 
+def test_a_store_that_is_open_here_is_to_be_closed_here() -> None:
+    """At a prompt or in a notebook, where a line is run again: the remedy is not to look for another process."""
+    with sa.Store("arguments-again"):
+        refused(sa.StoreExistsError, "is open in this process\nClose it first", partial(sa.Store, "arguments-again"))
+
+
 def test_what_else_is_wrong_is_named(memory_store: sa.Store) -> None:
     """Choices, seconds, callables, positions: each by an error that names it."""
     store = memory_store
@@ -105,6 +111,8 @@ def test_what_else_is_wrong_is_named(memory_store: sa.Store) -> None:
         (TypeError, "n must be a whole number", lambda: store.Condition().notify(1.5)),  # type: ignore[arg-type]
         (TypeError, "position in a ShareableList", lambda: store.ShareableList([1, 2])[0.5]),  # type: ignore[index]
         (TypeError, "position in a ShareableList", lambda: store.ShareableList([1, 2])["0"]),  # type: ignore[index]
+        (TypeError, "the position in a list", lambda: store.put([1, 2])["0"]),
+        (TypeError, "the position in a tuple", lambda: store.put((1, 2))[0.5]),
         (TypeError, "read-only", lambda: store.Pipe()[0].recv_bytes_into(b"xyz")),
         (TypeError, "saved to SharedArray", lambda: store.save(store.ones(2), "x.npy")),
         (TypeError, "directory must be a path", lambda: sa.Store(directory=5)),  # type: ignore[arg-type]
@@ -117,6 +125,7 @@ def test_what_else_is_wrong_is_named(memory_store: sa.Store) -> None:
     for kind, word, act in wrong:
         refused(kind, word, act)
     assert not hasattr(sa.Store, "Odd")
+    assert [store.put([7, 8])[True], store.ShareableList([7, 8])[True]] == [8, 8]  # as of lists
     assert left(store) == []
 
 
