@@ -330,8 +330,7 @@ def offer(segment: segments.Segment) -> BlockKey:
         raise not_found(member, key, "has been deleted or replaced", block.meta)
     if key.name is not None:
         return key
-    ending = destination.ending
-    key = BlockKey(key.uid, key.store, key.block, None, os.urandom(6).hex() + ending)
+    key = BlockKey(key.uid, key.store, key.block, None, os.urandom(6).hex() + destination.ending)
     claim = f"{member.block_prefix}{key.claim_entry}"
     try:
         segments.link(block.path, claim)
@@ -345,6 +344,6 @@ def offer(segment: segments.Segment) -> BlockKey:
     if _load(hold, layout.STATE_AT)[0] != layout.OPEN:
         segments.unlink(claim)
         raise member.closed_error()
-    if ending:
+    if destination.ending:
         destination.made.append(claim)
     return key

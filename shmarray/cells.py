@@ -244,7 +244,7 @@ def attach(member: Membership, key: BlockKey) -> Root:
 
 def _is_alone(member: Membership, slab: Slab, cell: int, mine: Seat | None) -> bool:
     """Say whether nobody but this process, since just now, looks at an array to which there is no handle: then it has gone before."""
-    if slab.word(cell, form.PINNED) or _handles(member, slab, slab.word(cell, form.NUMBER)):
+    if slab.word(cell, form.PINNED) or slabs.handles(member, slab, slab.word(cell, form.NUMBER)):
         return False
     # After the look for handles: who loads one looks before it is gone.
     places = slab.layout
@@ -252,16 +252,6 @@ def _is_alone(member: Membership, slab: Slab, cell: int, mine: Seat | None) -> b
     there = [index for index, byte in enumerate(column) if byte and (mine is None or index != mine.index)]
     alive = seats.alive(member, there) if there else {}
     return not any(column[index] == byte for index, byte in alive.items())
-
-
-def _handles(member: Membership, slab: Slab, number: int) -> list[str]:
-    """List the paths of all handles in flight to an array; none where the store has ended."""
-    directory, mine = member.control.directory, f"{member.key.prefix}{names.IN_FLIGHT}{number:016x}."
-    try:
-        found = segments.entries(directory, mine) if slab.links() > 1 else []
-    except FileNotFoundError:
-        found = []
-    return [os.path.join(directory, entry) for entry in found]
 
 
 def is_there(slab: Slab, cell: int, number: int) -> bool:
@@ -335,7 +325,7 @@ def delete(view: View) -> bool:
     slab, member = view.slab, view.member
     slab.set_word(view.cell, form.STATE, form.DELETED)
     view.offered = True  # its cell is looked at before it is used again
-    for path in _handles(member, slab, view.number):
+    for path in slabs.handles(member, slab, view.number):
         segments.unlink(path)
     return True
 

@@ -273,6 +273,16 @@ def _mapped(member: Membership, key: BlockKey, fd: segments.Descriptor, path: st
     return Slab(head.block, path, member.key.uid, places, segment, maker)
 
 
+def handles(member: Membership, slab: Slab, number: int) -> list[str]:
+    """List the paths of all handles in flight to an array; none where the store has ended."""
+    directory, mine = member.control.directory, f"{member.key.prefix}{names.IN_FLIGHT}{number:016x}."
+    try:
+        found = segments.entries(directory, mine) if slab.links() > 1 else []
+    except FileNotFoundError:
+        found = []
+    return [os.path.join(directory, entry) for entry in found]
+
+
 def layout_of(head: header_form.Header, path: str) -> form.Layout:
     """Read from its header where everything lies in a slab. Raises `CorruptBlockError` for what is none."""
     try:

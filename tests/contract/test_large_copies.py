@@ -16,6 +16,7 @@ from tests.helpers.processes import reap, run_script, wait_until
 from tests.helpers.sweeps import in_child
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SIDE = 1500
@@ -73,7 +74,7 @@ def test_what_lies_in_a_file_that_is_cut_off_is_an_error_and_no_signal(way: str,
     SOURCES["C"].tofile(path)
     mapped = np.memmap(path, np.int64, "r+", shape=(SIDE, SIDE))
     tricks: Any = np.lib.stride_tricks
-    ways = {
+    ways: dict[str, Callable[[], Any]] = {
         "itself": lambda: mapped,
         "its bytes": lambda: np.frombuffer(mapped.data.cast("B"), np.int64),
         "strided": lambda: tricks.sliding_window_view(mapped, mapped.shape),
