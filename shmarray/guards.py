@@ -109,7 +109,7 @@ class Guard(GuardWords):
             self._since.value = _now()
             self._holder.value = Process.pid
         except BaseException:
-            self._give_back()
+            self.give_back()
             raise
         return True
 
@@ -125,7 +125,7 @@ class Guard(GuardWords):
             # No function of ours here: its first instruction is where a signal's exception could come in between.
             (_unlock if self._robust else _post)(self._lock)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
         """Let the mutex go if this thread has it, whether that was noted or not."""
         robust = self._robust
         if mutexes.mutex_owner(self._lock) == threading.get_native_id() if robust else self.owner == _ident():
@@ -256,7 +256,7 @@ class Guard(GuardWords):
             self.owner = 0
             (_unlock if self._robust else _post)(self._lock)
         except BaseException:
-            self._give_back()
+            self.give_back()
             self._leave(me)
             raise
         return True

@@ -101,11 +101,11 @@ class Barrier(rolls.Roll):
         After `timeout` seconds, or if a process that takes part is killed, the barrier breaks for all.
         """
         deadline = objects.deadline_of(self._timeout if timeout is None else timeout)
-        self._guard.acquire(self._array)
         try:
-            index, generation = self._arrive()
-        finally:
-            self._guard.release()
+            index, generation = self._within(self._arrive, deadline, BrokenBarrierError)
+        except BrokenBarrierError:
+            self._break()
+            raise
         if generation is not None:
             self._wait_for_others(generation, deadline)
         return index
@@ -178,24 +178,22 @@ class Barrier(rolls.Roll):
 
     def abort(self) -> None:
         """Break the barrier: all who wait, and all who come, get `BrokenBarrierError` until `reset`."""
-        self._guard.acquire(self._array)
         try:
-            self._break()
-        finally:
-            self._guard.release()
+            self._within(self._break, objects.deadline_of(0), BrokenBarrierError)
+        except BrokenBarrierError:
+            self._break()  # without the guard, which one has who was stopped: it is one store
 
     def reset(self) -> None:
         """Make the barrier whole and empty; those who wait get `BrokenBarrierError`."""
-        self._guard.acquire(self._array)
-        try:
-            if self._words[self._count]:
-                self._words[self._spoilt] = self._words[self._generation]
-            for index, _ in self.dead():
-                self._words[index] = 0
-            self._words[self._broken] = 0
-            self._open()
-        finally:
-            self._guard.release()
+        self._within(self._renew)
+
+    def _renew(self) -> None:
+        if self._words[self._count]:
+            self._words[self._spoilt] = self._words[self._generation]
+        for index, _ in self.dead():
+            self._words[index] = 0
+        self._words[self._broken] = 0
+        self._open()
 
 
 def _clear(words: Any, index: int, keep: object) -> None:

@@ -6,12 +6,18 @@ Must not know: what the words count.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from shmarray import guards, objects
 from shmarray._format import control, guard
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+R = TypeVar("R")
 COUNT = (1 << 32) - 1
+_GRACE = 1.0
+"""Seconds beyond the deadline for which the guard is waited for: it is held for microseconds, unless its holder was stopped."""
 
 
 class Roll(objects.SharedObject):
@@ -26,6 +32,22 @@ class Roll(objects.SharedObject):
 
     def _attached(self) -> None:
         self._slot: tuple[int, int, int] | None = None
+
+    def _within(self, work: Callable[[], R], deadline: float | None = None, late: type[Exception] = TimeoutError) -> R:
+        """Do `work` with the guard held and give what it gives; raises `late` if that is not to be had until well after the deadline."""
+        held = self._guard
+        left = None if deadline is None else max(0.0, objects.seconds_to(deadline)) + _GRACE
+        if not held.acquire(self._array, left):
+            raise late
+        try:
+            return work()
+        finally:
+            # A signal's handler may raise as the first step of leaving.
+            try:
+                held.release()
+            except BaseException:
+                held.give_back()
+                raise
 
     def me(self) -> tuple[int, int] | None:
         """Index of this process's entry, and its epoch shifted; None if all slots are taken."""

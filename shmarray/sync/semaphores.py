@@ -9,6 +9,7 @@ were is noted before: who is killed, or interrupted, between the two stores has 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from shmarray import objects
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shmarray.membership import Membership
+
+
+class _StoppedError(Exception):
+    """The guard was not to be had in time: whoever has it was stopped."""
 
 
 class Semaphore(rolls.Roll):
@@ -59,13 +64,22 @@ class Semaphore(rolls.Roll):
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take a permit; false when there is none at once (`block=False`) or for `timeout` seconds."""
         deadline = objects.deadline_of(timeout if block else 0)
-        while True:
-            if self._words[self._value] > 0 and self._take():
-                return True
-            if not self._wait_change(self._value, 0, deadline):
-                return False
-            if self._words[self._value] == 0:
-                self._recover()
+        got: list[None] = []
+        take = functools.partial(self._take, got)
+        try:
+            while True:
+                if self._words[self._value] > 0 and self._within(take, deadline, _StoppedError):
+                    return True
+                if not self._wait_change(self._value, 0, deadline):
+                    return False
+                if self._words[self._value] == 0:
+                    self._recover(deadline)
+        except _StoppedError:
+            return False
+        except BaseException:
+            if got:
+                self.release()
+            raise
 
     def _settle(self) -> None:
         """With the guard held: undo what one who died, or was interrupted, with it has left half done."""
@@ -85,37 +99,34 @@ class Semaphore(rolls.Roll):
         words[self._value] = value
         words[self._changing] = 0
 
-    def _take(self) -> bool:
-        self._guard.acquire(self._array)
-        try:
-            self._settle()
-            me = self.me() if self._words[self._initial] else None  # else nothing is ever recovered
-            if me is not None and not self.entry_of(*me):
-                self._give_back(me[0])  # of a dead one, who had this slot before
-            value = self._words[self._value]
-            if value <= 0:
-                return False
-            if me is None:
-                self._words[self._value] = value - 1
-            else:
-                self._move(me[0], me[1] | (self.entry_of(*me) + 1), value - 1)
-        finally:
-            self._guard.release()
+    def _take(self, got: list[None]) -> bool:
+        """With the guard held: take a permit if there is one, and note in `got` that it was taken."""
+        self._settle()
+        me = self.me() if self._words[self._initial] else None  # else nothing is ever recovered
+        if me is not None and not self.entry_of(*me):
+            self._give_back(me[0])  # of a dead one, who had this slot before
+        value = self._words[self._value]
+        if value <= 0:
+            return False
+        if me is None:
+            self._words[self._value] = value - 1
+        else:
+            self._move(me[0], me[1] | (self.entry_of(*me) + 1), value - 1)
+        got.append(None)
         return True
 
-    def _recover(self) -> None:
-        """Give back the permits of the dead."""
+    def _recover(self, deadline: float | None) -> None:
+        """Give back the permits of the dead. Raises as `_within`."""
         initial = self._words[self._initial]
         if not self._words[self._changing] and (not initial or not self.dead()):
             return
-        self._guard.acquire(self._array)
-        try:
-            self._settle()
-            for index, _ in self.dead() if initial else ():
-                self._give_back(index)
-        finally:
-            self._guard.release()
+        self._within(self._recover_all, deadline, _StoppedError)
         self._wake(self._value)
+
+    def _recover_all(self) -> None:
+        self._settle()
+        for index, _ in self.dead() if self._words[self._initial] else ():
+            self._give_back(index)
 
     def _give_back(self, index: int) -> None:
         """With the guard held: the permits of an entry are there again, as far as the value the semaphore began with."""
@@ -131,21 +142,20 @@ class Semaphore(rolls.Roll):
         if n < 1:
             message = f"n must be one or more, not {n}"
             raise ValueError(message)
-        self._guard.acquire(self._array)
-        try:
-            self._settle()
-            if self._bounded and self._words[self._value] + n > self._words[self._initial]:
-                message = "semaphore or lock released too many times"
-                raise ValueError(message)
-            for left in range(n, 0, -1):
-                index = self._one_who_holds()
-                if index is None:
-                    self._words[self._value] += left
-                    break
-                self._move(index, self._words[index] - 1, self._words[self._value] + 1)
-        finally:
-            self._guard.release()
+        self._within(functools.partial(self._give, n))
         self._wake(self._value, n)
+
+    def _give(self, n: int) -> None:
+        self._settle()
+        if self._bounded and self._words[self._value] + n > self._words[self._initial]:
+            message = "semaphore or lock released too many times"
+            raise ValueError(message)
+        for left in range(n, 0, -1):
+            index = self._one_who_holds()
+            if index is None:
+                self._words[self._value] += left
+                break
+            self._move(index, self._words[index] - 1, self._words[self._value] + 1)
 
     def _one_who_holds(self) -> int | None:
         """Index of the entry that has one permit less after a release: this process's, else one on whose behalf it gives.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import threading
 import types
 from concurrent import futures
 from multiprocessing import get_context
@@ -14,8 +15,8 @@ import pytest
 
 import shmarray as sa
 from shmarray import membership
-from tests.helpers import tracing
-from tests.helpers.processes import reap
+from tests.helpers import sweeps, tracing
+from tests.helpers.processes import reap, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,3 +137,60 @@ def test_a_barrier_breaks_for_those_who_come_after_a_death() -> None:
         process.start()
         assert barrier.wait(30) in (0, 1)
         process.join(30)
+
+
+def _stopped_with_the_guard(shared: Any) -> int:
+    """Have a child that is stopped with the guard of a shared object; returns its pid."""
+
+    def play() -> None:
+        shared._guard.acquire(None)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        shared._guard.release()
+
+    pid = sweeps.in_child(play)
+    wait_until(lambda: os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED | os.WNOHANG)[1]), 20)
+    return pid
+
+
+def test_what_has_a_timeout_ends_by_it_beside_a_process_that_was_stopped() -> None:
+    """Whoever has the guard does not go on: no permit in time, and a broken barrier; then all goes on as it did."""
+    with sa.Store() as store:
+        semaphore, barrier = store.Semaphore(1), store.Barrier(2)
+        pids = [_stopped_with_the_guard(shared) for shared in (semaphore, barrier)]
+        assert not semaphore.acquire(timeout=0.05)
+        assert not semaphore.acquire(block=False)
+        with pytest.raises(threading.BrokenBarrierError):
+            barrier.wait(0.05)
+        barrier.abort()
+        assert barrier.broken
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+            assert reap(pid) == 0
+        assert semaphore.acquire(block=False)
+        barrier.reset()
+        assert not barrier.broken
+
+
+@pytest.mark.parametrize("what", ["acquire", "release", "wait", "reset"])
+def test_who_is_interrupted_at_any_point_keeps_neither_guard_nor_permit(what: str) -> None:
+    """A handler raises at each point, the first step of leaving the guard among them: others get in at once, and nothing is lost."""
+    with sa.Store() as store:
+        store.Semaphore(1).acquire()  # this process has its place
+        shared: list[Any] = []
+
+        def ready() -> None:
+            shared[:] = [store.Semaphore(1) if what in ("acquire", "release") else store.Barrier(1)]
+            if what == "release":
+                shared[0].acquire()
+
+        def verify(where: str) -> None:
+            assert shared[0]._guard.owner == 0
+            assert shared[0]._guard.acquire(None, 0)
+            shared[0]._guard.release()
+            if what == "acquire":
+                assert shared[0].get_value() == (where != "not interrupted")
+
+        def deed() -> None:
+            getattr(shared[0], what)()
+
+        assert sweeps.interrupt_everywhere(ready, deed, verify, tracing.in_package) > 5
