@@ -90,6 +90,16 @@ def test_what_lies_in_a_file_that_is_cut_off_is_an_error_and_no_signal(way: str,
     assert reap(in_child(put)) == 0
 
 
+def test_a_large_copy_has_the_order_that_was_asked_for() -> None:
+    """Every order that NumPy takes, None among them, means for a large array what it means for a small one."""
+    with sa.Store(copy_threads=2) as store:
+        for name in ("C", "Fortran", "axes exchanged"):
+            array, plain = store.put(SOURCES[name]), SOURCES[name].copy("K")
+            for order in ("C", "F", "A", "K", "c", None):
+                assert array.copy(order).strides == plain.copy(order).strides, (name, order)  # type: ignore[arg-type]
+            assert array.copy().strides == plain.copy().strides
+
+
 def test_a_tree_with_a_large_leaf_is_put_by_threads(started: list[int]) -> None:
     """Small leaves and large ones lie behind each other, each whole."""
     tree = {"small": np.arange(5), "large": SOURCES["C"], "last": np.float32(7), "turned": SOURCES["Fortran"]}
