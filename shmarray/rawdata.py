@@ -85,7 +85,8 @@ def told(dtype: DTypeLike | None, shape: Any, offset: int, order: str | None) ->
         return None
     kind, inner = contents.element(np.dtype(dtype))
     check_dtype(kind)
-    given = [-1] if shape is None else list(shape) if np.iterable(shape) and not isinstance(shape, str) else [shape]
+    several = np.iterable(shape) and not isinstance(shape, (str, bytes, dict, set))
+    given = [-1] if shape is None else list(shape) if several else [shape]
     open_ends = [isinstance(length, (int, np.integer)) and length == -1 for length in given]
     if sum(open_ends) > 1:
         raise ShapeError(f"{shape!r} leaves more than one length to the file", remedy="Give all but one.", shape=shape)

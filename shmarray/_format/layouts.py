@@ -7,6 +7,8 @@ Must not know: NumPy, files.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmarray.errors import ShapeError
@@ -34,7 +36,8 @@ def check_shape(shape: object) -> tuple[int, ...]:
     try:
         lengths: Iterable[object] = (operator.index(shape),)  # type: ignore[arg-type]  # that is the question
     except TypeError:
-        if not hasattr(shape, "__iter__") or isinstance(shape, (str, bytes)):
+        # A set or a dict has no first length.
+        if not hasattr(shape, "__iter__") or isinstance(shape, (str, bytes, Mapping, AbstractSet)):
             raise _bad(shape, f"it is of type {type(shape).__name__}") from None
         lengths = tuple(shape)
     try:

@@ -28,6 +28,7 @@ BAD_NAMES: list[tuple[Any, str]] = [
 ]  # fmt: skip
 BAD_SHAPES: list[Any] = [
     -1, (2, -3), 1.5, (1, 2.0), "3", b"3", None, (None,), ((1, 2), 3), [[1]], (1,) * 65, 2**62, (2**40, 2**40), 2**64, 1 + 0j,
+    {2, 3}, frozenset([2]), {2: 3},
 ]  # fmt: skip
 
 
