@@ -119,7 +119,7 @@ def _free_name(wanted: str, uid: int, name: str) -> None:
         if reaper.finish(wanted, uid).removed:
             return
         if state == layout.OPEN and flocks.is_marked(fd, layout.OWNER_MARK):
-            here = control.owner[0] == os.getpid()
+            here = control.owner == processes.me()
             raise StoreExistsError(
                 f"a store called {name!r} is open in {'this process' if here else f'process {control.owner[0]}'}",
                 remedy=f"{'Close it first, join' if here else 'Join'} it with shmarray.connect({name!r}), or choose another name.",
