@@ -38,11 +38,11 @@ def as_json(command: str, facts: dict[str, Any]) -> str:
     return json.dumps({"schema": SCHEMA, "command": command, **facts}, indent=2) + "\n"
 
 
-def near(word: str, known: Iterable[str]) -> str:
-    """Say what may have been meant, as the end of a message; empty if nothing is near.
+def near(word: str, known: Iterable[str], alike: float = 0.5) -> str:
+    """Say what may have been meant, as the end of a message; empty if nothing is `alike`, from 0 to 1.
 
     >>> near("lss", ["ls", "gc"])
     '; did you mean ls?'
     """
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
     return f"; did you mean {matches[0]}?" if matches else ""
