@@ -9,8 +9,8 @@ to wait for it, and `os.wait` in the user's program never sees it.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` adds enums, whose import takes half as long as all that is before it
 import os
-import signal
 import sys
 import types
 
@@ -23,8 +23,8 @@ def _detach() -> None:
     What is meant for the owner's whole group must not end the guardian, not even while it starts; so signals are ignored
     before anyone waits for it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+        _signal.signal(number, _signal.SIG_IGN)
     pid = os.fork()
     if pid:
         os.write(1, b"%d\n" % pid)
