@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import hypothesis
 import pytest
 
-from tests.helpers import forks, leaks
+from tests.helpers import forks, leaks, tracing
 from tests.helpers.processes import Child, wait_until
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 def pytest_collection_finish() -> None:
     """Take the tests themselves, which stay to the end, out of the way of the collector, which the leak guard often calls, and of forks."""
+    tracing.remember_files()
     gc.collect()
     gc.freeze()
     forks.make_cheap()

@@ -17,7 +17,7 @@ from shmarray._format import channel as form
 from shmarray._os import mutexes
 from tests.helpers import sweeps
 from tests.helpers.processes import reap, wait_until
-from tests.helpers.tracing import Interrupted, Interrupter, in_package, package_directory
+from tests.helpers.tracing import Interrupted, Interrupter, within_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +34,7 @@ def of_channels(filename: str) -> bool:
     """Say whether the lines of a source file are to be died at: those of channels, what they call with a lock held, and the deeds."""
     if filename.endswith(_HERE):
         return True
-    return in_package(filename) and os.path.relpath(os.path.realpath(filename), package_directory()).startswith(
-        _COUNTED
-    )
+    return within_package(filename).startswith(_COUNTED)
 
 
 def in_child(deed: Callable[[], object]) -> int:

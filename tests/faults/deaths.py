@@ -20,7 +20,7 @@ from tests.faults.operations import GUARDED, LOOKING, OPERATIONS
 from tests.faults.stage import World
 from tests.faults.witnesses import come, open_store, whole
 from tests.helpers.processes import reap
-from tests.helpers.tracing import count_events, in_package, kill_at, package_directory
+from tests.helpers.tracing import count_events, in_package, kill_at, within_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,14 +37,13 @@ def touches_files(filename: str) -> bool:
 
     To die anywhere else is to die before the next line of one of these.
     """
-    return in_package(filename) and not os.path.relpath(os.path.realpath(filename), package_directory()).startswith(
-        _PURE
-    )
+    path = within_package(filename)
+    return bool(path) and not path.startswith(_PURE)
 
 
 def opens_stores(filename: str) -> bool:
     """The same for opening a store, without the look at all other stores, which are more or fewer each time."""
-    return in_package(filename) and os.path.relpath(os.path.realpath(filename), package_directory()) in _OPENING
+    return within_package(filename) in _OPENING
 
 
 def lines(every: bool) -> Callable[[str], bool]:  # noqa: FBT001  sent as it is

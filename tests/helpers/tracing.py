@@ -52,9 +52,27 @@ def package_directory() -> str:
     return os.path.realpath(next(iter(spec.submodule_search_locations)))
 
 
+@cache
+def within_package(filename: str) -> str:
+    """Path of a source file from the package under test on, as `_os/words.py`; empty for any other file.
+
+    It is asked of every line that is counted, so it is remembered; also by forks, of what was asked before.
+    """
+    inside = package_directory() + os.sep
+    path = os.path.realpath(filename)
+    return path.removeprefix(inside) if path.startswith(inside) else ""
+
+
+def remember_files() -> None:
+    """Look up all files that were imported, for the forks to come: each is looked up by every one that runs into it."""
+    for module in list(sys.modules.values()):
+        if isinstance(filename := getattr(module, "__file__", None), str):
+            within_package(filename)
+
+
 def in_package(filename: str) -> bool:
     """Say whether that is a source file of the package under test."""
-    return os.path.realpath(filename).startswith(package_directory() + os.sep)
+    return bool(within_package(filename))
 
 
 class _Tracer:
@@ -128,7 +146,7 @@ class Interrupter:
     def __init__(self, n: int, files: Files = in_package) -> None:
         """Stand ready to raise at point `n`, counted in those files."""
         self.n = n
-        self.files = files
+        self.files = cache(files)
         self.count = 0
         self.where = ""
 

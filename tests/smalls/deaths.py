@@ -6,11 +6,10 @@ Must not know: how a process is killed there (`tests.helpers.sweeps`), what the 
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from tests.helpers import sweeps
-from tests.helpers.tracing import in_package, package_directory
+from tests.helpers.tracing import within_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +19,7 @@ _OURS = ("cells.py", "stocks.py", "slabs.py", "seats.py", "cellguards.py", "smal
 
 def of_smalls(filename: str) -> bool:
     """Say whether a source file is of those that change what small arrays are made of."""
-    return in_package(filename) and os.path.relpath(os.path.realpath(filename), package_directory()).startswith(_OURS)
+    return within_package(filename).startswith(_OURS)
 
 
 def sweep(

@@ -6,12 +6,11 @@ Must not know: how a process is killed there (`tests.helpers.sweeps`), what the 
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from tests.helpers import leaks, sweeps
 from tests.helpers.sweeps import in_child
-from tests.helpers.tracing import in_package, package_directory
+from tests.helpers.tracing import within_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +22,7 @@ _OURS = ("keepers.py", "guards.py", "queues/", "managed/", "memory.py", "keeping
 
 def of_keepers(filename: str) -> bool:
     """Say whether a source file is of those that change what a queue, a dict or a list is made of."""
-    return in_package(filename) and os.path.relpath(os.path.realpath(filename), package_directory()).startswith(_OURS)
+    return within_package(filename).startswith(_OURS)
 
 
 def sweep(
