@@ -11,6 +11,7 @@ other tests.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ import tempfile
 import types
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from tests.helpers import forks
 from tests.helpers.processes import READY, Child, Finished, environment
 
 if TYPE_CHECKING:
@@ -158,10 +160,10 @@ class Standby:
 class ReadyChild(Child):
     """A child that is a fork of an interpreter which stands by; otherwise the same."""
 
-    def __init__(self, standby: Standby, source: str) -> None:
+    def __init__(self, standby: Standby, source: str, *args: str) -> None:
         """Run `source` as the main script."""
         self._standby = standby
-        super().__init__(source)
+        super().__init__(source, *args)
 
     def _started(
         self,
@@ -200,6 +202,10 @@ def _finished(status: int, *files: IO[bytes]) -> Finished:
 def stand_by(number: int, uses: str, module: str) -> None:
     """In the interpreter that stands by: fork for each run, until nobody is at the other end any more."""
     importlib.import_module(uses)
+    # What is imported stays: a fork does not look at it for garbage when it ends, which would copy the memory that it shares.
+    gc.collect()
+    gc.freeze()
+    forks.make_cheap()
     door = socket.socket(fileno=number)
     runs: dict[int, tuple[int, socket.socket]] = {}
     while True:
