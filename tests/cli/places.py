@@ -20,11 +20,11 @@ import pytest
 
 from tests.helpers.leaks import SHM, mappings, shm_entries
 from tests.helpers.processes import Child, Finished, is_running, kill_and_reap, run_command, wait_until
+from tests.helpers.standby import ReadyChild, Standby
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from tests.helpers.standby import Standby
 
 UID = os.geteuid()
 IS_ROOT = UID == 0
@@ -105,6 +105,11 @@ def shmarray(*args: str, env: Mapping[str, str] | None = None, timeout: float = 
     return standby.run(*args, env=env, timeout=timeout)
 
 
+def child_of(source: str, *args: str) -> Child:
+    """Run `source` as the main script of another process, without the start of an interpreter."""
+    return Child(source, *args) if standby is None else ReadyChild(standby, source, *args)
+
+
 def facts(*args: str, returncode: int = 0) -> Any:
     """Run a command with `--json`, expect an exit code and an empty standard error, and read what it says."""
     return json.loads(shmarray(*args, "--json").expect(returncode))
@@ -134,7 +139,7 @@ def kill(pid: int) -> None:
 def owner(name: str | None = None, directory: str | None = None) -> Iterator[tuple[Child, Dead, int]]:
     """A child that has opened a store with four blocks: the child, what it will leave, and the pid of its guardian."""
     options = {key: value for key, value in (("name", name), ("directory", directory)) if value is not None}
-    with Child(OWNER, json.dumps(options)) as child:
+    with child_of(OWNER, json.dumps(options)) as child:
         store, guardian = child.wait_for("ready")
         left = Dead(store, name, child.pid, directory or SHM)
         try:
@@ -158,7 +163,7 @@ def dead_store(name: str | None = None, directory: str | None = None) -> Iterato
 @contextlib.contextmanager
 def member(store: str, array: str | None = None) -> Iterator[Child]:
     """A child that has joined a store by its name, and attached an array of it."""
-    with Child(MEMBER, store, *([array] if array else [])) as child:
+    with child_of(MEMBER, store, *([array] if array else [])) as child:
         child.wait_for("ready")
         yield child
         child.kill()
