@@ -199,8 +199,9 @@ DEEDS: tuple[Callable[[Stand], None], ...] = (
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have nobody wait for long."""
+    """Have nobody wait for long, and soon look whether the one waited for is dead: after each death that is done for many cells."""
     monkeypatch.setattr(cells, "_PATIENCE", 3.0)
+    monkeypatch.setattr(cells, "_LOOK_AFTER", 0.001)
 
 
 @pytest.mark.parametrize("deed", DEEDS)
