@@ -26,15 +26,17 @@ if TYPE_CHECKING:
     from shmarray.channels import Channel
 
 SIZES = (4, 20_000)
+BRIEF = 0.04
+"""Seconds for which those wait who wait in vain: as long as one that is stopped is kept so, any time shows the same."""
 LATE = (queue.Full, queue.Empty, TimeoutError)
 
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a lock not as long as usual, in this process and its forked children."""
-    monkeypatch.setattr(waits, "_GRACE", 0.1)
-    monkeypatch.setattr(waits, "_BRIEF", 0.1)
-    monkeypatch.setattr(slots, "_PATIENCE", 0.1)
+    monkeypatch.setattr(waits, "_GRACE", BRIEF)
+    monkeypatch.setattr(waits, "_BRIEF", BRIEF)
+    monkeypatch.setattr(slots, "_PATIENCE", BRIEF)
 
 
 def item(size: int, number: int = 7) -> Any:
@@ -84,12 +86,12 @@ def test_a_putter_that_is_stopped_with_the_lock_held_keeps_nobody_beyond_their_t
     channel = store.channel(size, np.int64, slots=2, full=full)
     channel.put(item(size, 1))
     with stopped(channel, channel._flow.slots.put_latch, lambda: channel.put(item(size, 2))):
-        too_late(lambda: channel.put(item(size), timeout=0.1))
+        too_late(lambda: channel.put(item(size), timeout=BRIEF))
         too_late(lambda: channel.put(item(size), block=False))
-        too_late(lambda: enter(channel.loan(0.1)))
+        too_late(lambda: enter(channel.loan(BRIEF)))
 
         def first() -> None:
-            too_late(lambda: channel.put(item(size), timeout=0.1))  # of this process
+            too_late(lambda: channel.put(item(size), timeout=BRIEF))  # of this process
 
         assert reap(deaths.in_child(first)) == 0
     assert [int(channel.get(timeout=20)[0]) for _ in range(2)] == [1, 2]
@@ -109,14 +111,14 @@ def test_a_taker_that_is_stopped_with_the_lock_held_keeps_nobody_beyond_their_ti
     for number in (1, 2):
         channel.put(item(size, number))
     with stopped(channel, channel._flow.slots.get_latch, lambda: take_of(channel, mode)):
-        too_late(lambda: source.get(timeout=0.1))
+        too_late(lambda: source.get(timeout=BRIEF))
         too_late(lambda: source.get(block=False))
-        too_late(lambda: enter(source.receive(0.1)))
-        too_late(lambda: channel.put(item(size), timeout=0.1))
+        too_late(lambda: enter(source.receive(BRIEF)))
+        too_late(lambda: channel.put(item(size), timeout=BRIEF))
         too_late(lambda: channel.put(item(size), block=False))
-        too_late(lambda: enter(channel.loan(0.1)))
+        too_late(lambda: enter(channel.loan(BRIEF)))
         with contextlib.suppress(TimeoutError):
-            assert not channel.join(0.1)
+            assert not channel.join(BRIEF)
     assert channel.put(item(size, 3), timeout=20)
     found = int(source.get(timeout=20)[0])
     assert found in (2, 3)
@@ -243,12 +245,12 @@ def test_who_publishes_beside_one_that_is_stopped_with_the_lock_held_is_told_in_
     channel = store.channel(size, np.int64, slots=2, mode=mode)
     source: Any = channel.subscribe() if mode == "broadcast" else channel
     again = pickle.loads(pickle.dumps(channel))
-    loan = again.loan(0.1)
+    loan = again.loan(BRIEF)
     with loan as frame:
         frame[:] = 1
-        time.sleep(0.15)
+        time.sleep(1.5 * BRIEF)
     assert loan.published
-    loan = again.loan(0.1)
+    loan = again.loan(BRIEF)
     loan.__enter__()[:] = 2
     with stopped(channel, channel._flow.slots.put_latch, partial(channel.put, item(size, 3))):
         with pytest.raises(TimeoutError, match="stopped"):
@@ -318,7 +320,7 @@ def test_a_large_item_is_put_in_time_or_not_at_all(mode: Any, store: sa.Store, m
     latch = channel._flow.slots.put_latch
     pids = stops_inside(monkeypatch, "fill", channel, latch, lambda: enter_and_drop(channel.loan(0)))
     with pytest.raises(TimeoutError, match="stopped"):
-        channel.put(item(20_000, 1), timeout=0.1)
+        channel.put(item(20_000, 1), timeout=BRIEF)
     assert channel.stats().held == ()
     assert deaths.go_on(pids[0]) == 0
     channel.put(item(20_000, 2), timeout=20)
@@ -347,15 +349,15 @@ def test_a_large_item_is_got_in_time_though_it_cannot_be_counted(
     latch = channel._flow.slots.get_latch
     pids = stops_inside(monkeypatch, "copy", channel, latch, partial(channel._flow.with_get, len, ()))
     found: list[Any] = []
-    in_time(lambda: found.append(source.get(timeout=0.1)))
+    in_time(lambda: found.append(source.get(timeout=BRIEF)))
     assert (found[0] == 1).all()
     assert [kind for _, kind, _ in channel.stats().held] == ["receive"]
-    too_late(lambda: source.get(timeout=0.1))
+    too_late(lambda: source.get(timeout=BRIEF))
     assert deaths.go_on(pids[0]) == 0
     if then == "task_done":
         channel.task_done()
     elif then == "join":
-        assert not channel.join(0.1)
+        assert not channel.join(BRIEF)
     elif then == "wait":
         channel._flow._looked = 0.0
         channel._flow.look_now_and_then()
@@ -386,7 +388,7 @@ def test_who_is_killed_before_it_could_count_what_it_got_has_not_had_it(
 
     def consume() -> None:
         inner = stops_inside(monkeypatch, "copy", channel, channel._flow.slots.get_latch, partial(get_in_vain, channel))
-        channel.get(timeout=0.1)
+        channel.get(timeout=BRIEF)
         os.write(ready[1], b"%d" % inner[0])
         signal.pause()
 
@@ -423,12 +425,12 @@ def test_an_item_that_nobody_has_seen_is_left_in_time(
     elif how == "get":
         pids = stops_inside(monkeypatch, "copy", channel, latch, deed, raises=ZeroDivisionError())
         with pytest.raises(ZeroDivisionError):
-            source.get(timeout=0.1)
+            source.get(timeout=BRIEF)
     else:
         pids = []
         monkeypatch.setattr(Spoiled, "load", staticmethod(lambda: pids.append(deaths.stopped(latch, deed))))
         with pytest.raises(ZeroDivisionError):
-            enter(source.receive(0.1))
+            enter(source.receive(BRIEF))
     if how == "receive" or size != SIZES[0]:
         assert [kind for _, kind, _ in channel.stats().held] == ["receive"]
         assert deaths.go_on(pids[0]) == 0
@@ -466,7 +468,7 @@ def raise_with_lock(monkeypatch: pytest.MonkeyPatch, channel: Channel, source: A
     with monkeypatch.context() as patch:
         patch.setattr(type(channel._form), "copy", lambda *_: 1 // 0)
         patch.setattr(channel, "_get_now", None)
-        source.get(timeout=0.1)
+        source.get(timeout=BRIEF)
 
 
 def test_a_copy_that_nobody_got_is_uncounted_in_time(store: sa.Store) -> None:
