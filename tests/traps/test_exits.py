@@ -190,7 +190,7 @@ def test_an_owner_is_not_mistaken_for_another_process_of_the_same_pid() -> None:
 def test_forking_waits_for_nobody_who_waits_for_the_fork() -> None:
     """A thread drops arrays under a lock that the program also takes around each fork: neither waits for the other for ever."""
     source = """
-import faulthandler, os, threading
+import faulthandler, os, threading, time
 import numpy, shmarray
 faulthandler.dump_traceback_later(20, exit=True)
 lock = threading.RLock()
@@ -202,6 +202,7 @@ with shmarray.Store() as store:
             with lock:
                 array = store.ones(10)
                 del array
+            time.sleep(1e-4)  # or the one that forks would hardly ever get the lock
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
