@@ -20,7 +20,7 @@ import pytest
 
 import shmarray as sa
 from shmarray.errors import LostTaskError
-from tests.helpers.processes import Child, reap, run_script, wait_until
+from tests.helpers.processes import Child, is_running, reap, run_script, wait_until
 from tests.vocabulary import actors, deaths
 
 if TYPE_CHECKING:
@@ -406,11 +406,7 @@ def test_every_wait_ends_when_the_owner_is_killed() -> None:
         pids = child.wait_for("waiting")
         child.kill()
         for name, pid in pids.items():
-            wait_until(partial(_has_ended, pid), 20, f"{name} still waits")
-
-
-def _has_ended(pid: int) -> bool:
-    return not os.path.exists(f"/proc/{pid}")
+            wait_until(lambda pid=pid: not is_running(pid), 20, f"{name} still waits")  # type: ignore[misc]
 
 
 _DOOMED_OWNER = """
