@@ -34,7 +34,7 @@ class Scale:
     @classmethod
     def of(cls, *, quick: bool) -> Scale:
         """Give the scale of a quick or a full run."""
-        return cls(quick=True, sessions=1, rounds=3, seconds=0.02) if quick else cls(False, 3, 8, 0.15)
+        return cls(quick=True, sessions=1, rounds=2, seconds=0.02) if quick else cls(False, 3, 8, 0.15)
 
     def samples(self, least: int = 1, most: int = 500) -> Iterator[int]:
         """Count samples until the time is spent: at least `least`, at most `most` of them."""
