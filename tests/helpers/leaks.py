@@ -135,7 +135,8 @@ def guardians(among: Iterable[int] | None = None) -> list[Guardian]:
         for position, word in enumerate(words):
             if word.endswith(_SCRIPT):
                 control, _, owner = [*words[position + 1 :], "", "", "0"][:3]
-                found.append(Guardian(pid, control, int(owner)))
+                if owner.isdigit():  # or it is somebody's editor, with this file among others
+                    found.append(Guardian(pid, control, int(owner)))
     return found
 
 

@@ -284,6 +284,18 @@ def test_a_guardian_is_told_by_its_command_line(tmp_path: Path) -> None:
     assert process.pid not in {guardian.pid for guardian in leaks.guardians()}
 
 
+def test_who_reads_the_guardians_file_among_others_is_no_guardian(tmp_path: Path) -> None:
+    """A command line with that file, and words behind it that no guardian has: somebody works on this project beside the tests."""
+    names = [f"shmarray/guardian/{name}.py" for name in ("__main__", "keeper", "server", "watch")]
+    command = [sys.executable, "-c", "input()", *names]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path) as process:
+        try:
+            wait_until(lambda: leaks.command_line(process.pid) == command)
+            assert process.pid not in {guardian.pid for guardian in leaks.guardians()}
+        finally:
+            process.kill()
+
+
 def _leave_name(undo: list[Callable[[], object]]) -> str:
     path = os.path.join(leaks.SHM, _strange_name())
     with open(path, "wb"):
