@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.helpers.leaks import SHM, mappings, shm_entries
-from tests.helpers.processes import Child, Finished, is_running, kill_and_reap, run_command, wait_until
+from tests.helpers.processes import Child, Finished, is_running, kill_and_reap, run_command, run_script, wait_until
 from tests.helpers.standby import ReadyChild, Standby
 
 if TYPE_CHECKING:
@@ -115,11 +115,24 @@ def facts(*args: str, returncode: int = 0) -> Any:
     return json.loads(shmarray(*args, "--json").expect(returncode))
 
 
-def elsewhere(*args: str) -> Finished:
-    """Run `python -m shmarray` in a pid namespace of its own, from which no other process can be seen."""
-    return run_command(
-        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-m", "shmarray", *args], env=WHOLE
-    )
+_HASTY = """
+import sys
+from shmarray.cli import gc, main
+gc._PATIENCE = 0.1
+sys.exit(main())
+"""
+
+
+def hasty_gc(returncode: int) -> Any:
+    """What `gc --json` says that does not wait two seconds for a change, where there is none to come."""
+    run = run_script if standby is None else standby.run_script
+    return json.loads(run(_HASTY, "gc", "--json", env=WHOLE).expect(returncode))
+
+
+def elsewhere(*args: str, hasty: bool = False) -> Finished:
+    """Run `python -m shmarray` in a pid namespace of its own, from which no other process can be seen; see `hasty_gc`."""
+    program = ["-c", _HASTY] if hasty else ["-m", "shmarray"]
+    return run_command(["unshare", "--pid", "--fork", "--mount-proc", sys.executable, *program, *args], env=WHOLE)
 
 
 def store_facts(store: str) -> Any:
