@@ -43,9 +43,14 @@ def channel(request: pytest.FixtureRequest, store: sa.Store) -> Channel:
 
 def is_usable(channel: Channel) -> None:
     """All slots are there for those who come now."""
-    channel._flow.look_for_deaths()
-    assert channel.stats().held == ()
-    assert channel.stats().subscribers == ()
+
+    def nobody_is_there() -> bool:
+        channel._flow.look_for_deaths()
+        stats = channel.stats()
+        return (stats.held, stats.subscribers) == ((), ())
+
+    # Who reads /proc/PID/maps while that process dies keeps what it maps, and the locks on it, until after it has been reaped.
+    wait_until(nobody_is_there, 20, lambda: str(channel.stats()))
     with channel.subscribe() as late:
         for number in (1, 2):
             assert channel.put(np.full(SIZE, number), block=False)
