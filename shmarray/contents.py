@@ -319,7 +319,9 @@ def plain(value: Any) -> np.ndarray[Any, Any]:
             'Put both: store.put({"data": a.data, "mask": numpy.ma.getmaskarray(a)}).'
         )
         raise TypeError(message)
-    if not isinstance(value, np.ndarray) and isinstance(value, Mapping):  # NumPy would take the keys, and lose the values
+    if not isinstance(value, np.ndarray) and isinstance(
+        value, Mapping
+    ):  # NumPy would take the keys, and lose the values
         raise _no_array(value)
     array = np.asarray(value)
     if array.dtype == object and not array.shape and not isinstance(value, (np.ndarray, np.generic)):

@@ -89,7 +89,9 @@ def _meant(parser: _Parser, command: str, argument: str) -> str:
             "; options of a command come behind it" if argument in _FLAGS else near(argument, ("--help", "--version"))
         )
     known = parser.commands[command].format_help()
-    return near(argument, [flag for flag in _FLAGS if flag in known], 0.7)  # all of them begin with the same two letters
+    return near(
+        argument, [flag for flag in _FLAGS if flag in known], 0.7
+    )  # all of them begin with the same two letters
 
 
 def _parser() -> _Parser:
