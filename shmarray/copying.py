@@ -50,9 +50,8 @@ def duplicate(array: Array, order: Any, threads: int | None) -> Array:
     """Copy into private memory, as `array.copy(order)` does."""
     if _threads(threads, array.nbytes, LEAST) == 1:
         return array.copy(order)
-    made = np.empty_like(
-        array, order="C" if order is None else order, subok=False
-    )  # as `copy` takes None, and not as `empty_like` does
+    # None means C to `copy`, and K to `empty_like`.
+    made = np.empty_like(array, order="C" if order is None else order, subok=False)
     copy(made, array, threads)
     return made
 
