@@ -29,7 +29,7 @@ _FREE, _DIED, _BUSY, _LATE = mutexes.FREE, mutexes.OWNER_DIED, mutexes.BUSY, mut
 class Latch:
     """A lock at an address; `mend` puts right what it guards, and is called with it held."""
 
-    __slots__ = ("_owner", "_refusal", "_robust", "address", "let", "mend", "take")
+    __slots__ = ("_owner", "_refusals", "_robust", "address", "let", "mend", "take")
 
     def __init__(self, address: int, mend: Callable[[], None], *, robust: bool) -> None:
         """Stand for the lock; nobody here holds it."""
@@ -37,7 +37,7 @@ class Latch:
         self.mend = mend
         self._robust = robust
         self._owner = 0
-        self._refusal: GuardError | None = None
+        self._refusals: list[GuardError] = []  # on their way; several, where a handler is interrupted by another one
         # To be called with the address, by whoever cannot afford a call of Python's: `take` answers 0, or what `enter` wants to know.
         self.take: Callable[[int], int] = mutexes.mutex_trylock if robust else self._take_plain
         self.let: Callable[[int], Any] = mutexes.mutex_unlock if robust else self._let_plain
@@ -57,11 +57,12 @@ class Latch:
             self.mend()
             mutexes.mutex_consistent(self.address)
         elif code == errno.EDEADLK:
-            self._refusal = GuardError(
+            refusal = GuardError(
                 "this thread is in the midst of a call to this channel: a signal handler or finalizer cannot use it now",
                 remedy="Let the handler set a flag, and use the channel after it.",
             )
-            raise self._refusal
+            self._refusals.append(refusal)
+            raise refusal
         elif code != _FREE:
             raise OSError(code, f"the lock of a channel answers {code}: its bytes are damaged")
         return True
@@ -81,9 +82,9 @@ class Latch:
 
     def abandon(self, error: BaseException) -> None:
         """After an exception, from wherever: if this thread has the lock, put things right and let it go."""
-        if error is self._refusal:
-            self._refusal = None  # the lock is that of the call which was interrupted, and which may go on
-            return
+        if any(error is refusal for refusal in self._refusals):
+            self._refusals.remove(error)  # type: ignore[arg-type]  # it is one of them
+            return  # the lock is that of the call which was interrupted, and which may go on
         if self.is_mine():
             try:
                 self.mend()

@@ -101,3 +101,20 @@ def test_a_refusal_that_nobody_catches_lets_go_of_the_lock(
     assert not is_held(channel._flow.slots.put_latch)
     assert reap(deaths.in_child(lambda: channel.put(ITEM))) == 0
     assert channel.qsize() == 2
+
+
+def test_a_refusal_on_its_way_that_is_interrupted_by_another_one_lets_go_of_nothing(either_store: sa.Store) -> None:
+    """A handler of a handler is refused as well: what either was about to do leaves the lock to the call that has it."""
+    channel = either_store.channel(4, np.int64, slots=4)
+    latch = channel._flow.slots.put_latch
+    assert latch.take(latch.address) == 0
+    refusals = []
+    for _ in range(2):
+        with pytest.raises(sa.GuardError, match="in the midst") as caught:
+            latch.enter(latch.take(latch.address), None)
+        refusals.append(caught.value)
+    for refusal in reversed(refusals):
+        latch.abandon(refusal)
+        assert is_held(latch)
+    latch.let(latch.address)
+    assert not is_held(latch)
