@@ -119,7 +119,7 @@ def _hammer(adapter: Locks, pipe: Any, seconds: float) -> None:
     while monotonic() < begin:
         pass
     count, end = 0, begin + seconds
-    while monotonic() < end:
+    while not count or monotonic() < end:  # once at least, though it be late
         acquire()
         count += 1
         release()

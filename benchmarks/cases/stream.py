@@ -142,7 +142,7 @@ def _produce(end: End, key: str, begin: float, seconds: float) -> tuple[int, flo
     item = form.blank()
     stop, count, now = begin + seconds, 0, time.monotonic()
     time.sleep(max(0.0, begin - now))
-    while now < stop:
+    while not count or now < stop:  # once at least, though it be late
         if form.in_place:
             send(count % modulo)
             count += 1
