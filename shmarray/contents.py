@@ -273,8 +273,7 @@ def spec_in(segment: segments.Segment, view: np.ndarray[Any, Any]) -> ViewSpec:
         dtype, strides, spec = known
         if view.dtype is dtype and view.shape == spec.shape and view.strides == strides and view.flags.writeable:
             return cast("ViewSpec", spec)
-    own = describe(segment).leaves[0][0]
-    spec = spec_of(view, block.nbytes, own, functools.partial(segments.address_of, segment))
+    spec = spec_of(view, block.nbytes, describe(segment).leaves[0][0], functools.partial(segments.address_of, segment))
     # What is dense and has as many bytes as the block begins where it does, each time.
     if view.nbytes == block.nbytes and view.flags.forc and spec.writeable and view.dtype.names is None:
         block.cache["spec"] = view.dtype, view.strides, spec
@@ -319,9 +318,8 @@ def plain(value: Any) -> np.ndarray[Any, Any]:
             'Put both: store.put({"data": a.data, "mask": numpy.ma.getmaskarray(a)}).'
         )
         raise TypeError(message)
-    if not isinstance(value, np.ndarray) and isinstance(
-        value, Mapping
-    ):  # NumPy would take the keys, and lose the values
+    # Of a mapping NumPy would take the keys, and lose the values.
+    if not isinstance(value, np.ndarray) and isinstance(value, Mapping):
         raise _no_array(value)
     array = np.asarray(value)
     if array.dtype == object and not array.shape and not isinstance(value, (np.ndarray, np.generic)):
