@@ -1,6 +1,6 @@
 """Making arrays.
 
-Owns: whether a new array lies in a cell or in a block of its own, and what it is filled with.
+Owns: what is known of a new array beforehand, whether it lies in a cell or in a block of its own, and what it is filled with.
 Must not know: NumPy's constructors (`constructors`), how memory is had.
 """
 

@@ -79,11 +79,6 @@ def cell_of(number: int) -> int:
     return number & (MOST_CELLS - 1)
 
 
-def generation_of(number: int) -> int:
-    """Tell the how many-th array in its cell a number means."""
-    return number >> _CELL_BITS & LAST_GENERATION
-
-
 def number_of(slab: int, cell: int, generation: int) -> int:
     """Give the number of the array that is the `generation`-th in a cell."""
     return slab | generation << _CELL_BITS | cell
