@@ -227,7 +227,7 @@ def _made(member: Membership, number: int, size: int, count: int, stock: Any) ->
         segment = draft.map_unlisted(names.slab(number), segments.SlabSegment)
         path = segment.tag.path
         slab = Slab(number, path, member.key.uid, places, segment, processes.me())
-        slab.stock = stock
+        slab.stock, slab.forms = stock, [None] * count
         try:
             draft.publish(segment)
             segment.tag = None  # which holds the membership: it is to end when nothing in a slab is in use

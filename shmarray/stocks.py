@@ -124,7 +124,6 @@ class Stock:
         count = min(max(_FIRST, self._total() * self._size), _LARGEST) // self._size
         slab = slabs.make(member, self._size, min(max(count, _FEWEST), _MOST), self)
         slab.free.extend(range(slab.layout.count - 1, -1, -1))
-        slab.forms = [None] * slab.layout.count
         self._slabs.append(slab)
         self._spare += 1
         self._set_ready(slab)

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shmarray as sa
-from shmarray import cells
+from shmarray import cells, slabs
 from shmarray._format import header
 from shmarray._format import slab as form
 from shmarray._format.dtypes import encode_dtype
-from tests.smalls.things import Partner, ask, loading, place_of
+from tests.smalls.things import Partner, ask, files, loading, place_of
 
 if TYPE_CHECKING:
     from shmarray.slabs import Slab
@@ -76,6 +76,26 @@ def test_a_record_says_what_is_in_its_cell(store: sa.Store, steps: list[tuple[in
     for number, array in kept:
         assert record_of(array).number == number
         assert json.loads(record_of(array).meta) == described(array)
+
+
+def test_a_slab_that_was_lost_as_soon_as_it_was_made_is_found_and_used(
+    store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler raised just after it was there."""
+    real = slabs.make
+
+    def make_and_fail(*args: Any) -> None:
+        real(*args)
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slabs, "make", make_and_fail)
+        with pytest.raises(ZeroDivisionError):
+            store.zeros(64)
+    ask(store)
+    arrays = [store.full(64, value) for value in range(3)]
+    assert [array[0] for array in arrays] == [0, 1, 2]
+    assert len(files(store, "s.")) == 1
 
 
 @pytest.mark.core
