@@ -25,7 +25,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     locks, cellguards, guards, guardwords   exclusive and shared access that survives its holder
     contents, smalls   what a block holds, in NumPy's terms; small arrays
     deletion, stocks, cells, slabs   ends on request; small arrays in cells of larger blocks, and who looks at them
-    drafts          a block in the making
+    drafts, resting   a block in the making; one that waits for its next array
     blocks          one block from birth to unlink
     warm            memory of freed blocks that is used again
     memories, keeping, copying, blockfiles   one such file; handles; large copies; the file of a block

@@ -41,6 +41,20 @@ def mark_deleted(fd: segments.Descriptor) -> None:
         segments.write(fd, form.DELETED.to_bytes(8, "little"), form.state_offset(size))
 
 
+def is_resting(path: str, size: int) -> bool:
+    """Say whether a block of `size` bytes has no array in it, for its maker keeps it for the next one. Raises `FileNotFoundError`."""
+    try:
+        fd = open_block(path)
+    except CorruptBlockError:
+        return False
+    try:
+        return segments.is_regular(segments.status(fd)) and segments.read(
+            fd, words.WORD, form.state_offset(size)
+        ) == form.RESTING.to_bytes(words.WORD, "little")
+    finally:
+        fd.close()
+
+
 def expose(segment: segments.Segment) -> str:
     """Give out the name of a block's file: with it anyone can map it without a lease, so its memory is never used again."""
     words.store(segment, form.exposed_offset(segment.tag.file_size), form.EXPOSED)

@@ -11,6 +11,7 @@ Owns: the life cycle of a block in this process and in the file system, and the 
     superseded   name moved to another block   `Draft.publish(replace)`     one rename: old or new, never neither
     deleted      name removed, then marked     `deletion`                   unmarked: stale handles find no name anyway
     warm         `w.`                          `warm`: freed by the owner   nobody holds it any more: a sweep removes `w.`
+    resting      `a.ID`, marked                `resting`: never shown       as a live one
 
 A block is closed (unmapped) by C code when the last view in the process dies, and unlinked by whoever `reaper` allows.
 Must not know: NumPy, dtypes, what a description says.
@@ -39,10 +40,9 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 _load = words.WORD_FORMAT.unpack_from
 GONE = "is not there: it was deleted, or all who held it have gone"
-KEEPS = "keeps"
-"""In the cache of a block: other blocks' handles lie in it."""
-WARM = "warm"
-"""In the cache of a block: its memory, which may be used again after it."""
+KEEPS, WARM, OFFERED, GUARD = "keeps", "warm", "offered", "guard"
+"""In the cache of a block: that other blocks' handles lie in it; its memory, which may be used again after it; that a handle to it was
+made, if it is anonymous; its guard, once that was asked for."""
 _BY_NAME = -1  # the number in a key that means whichever block has the name now
 _SEEN = "seen"  # in the cache of a block: the store's count of changes when its name was last seen to lead to it
 
@@ -178,10 +178,9 @@ def mapped(store: int, name: str) -> segments.Segment | None:
 
 
 def attached(store: int) -> int:
-    """How many blocks of that store this process maps."""
-    return sum(
-        (watch := _attached.get(key)) is not None and watch() is not None for key in list(_attached) if key[0] == store
-    )
+    """How many blocks of that store this process maps, but for those that rest."""
+    found = [watch() for key in list(_attached) if key[0] == store and (watch := _attached.get(key)) is not None]
+    return sum(words.load(s, form.state_offset(s.tag.file_size)) != form.RESTING for s in found if s is not None)
 
 
 def not_found(member: Membership, key: BlockKey, reason: str, meta: bytes = b"") -> ArrayNotFoundError:
@@ -330,6 +329,7 @@ def offer(segment: segments.Segment) -> BlockKey:
         raise not_found(member, key, "has been deleted or replaced", block.meta)
     if key.name is not None:
         return key
+    block.cache[OFFERED] = True
     key = BlockKey(key.uid, key.store, key.block, None, os.urandom(6).hex() + destination.ending)
     claim = f"{member.block_prefix}{key.claim_entry}"
     try:

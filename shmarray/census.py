@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from shmarray import blockfiles, blocks, cells, contents, deletion, reaper, seats, slabfiles
+from shmarray import blockfiles, blocks, cells, contents, deletion, reaper, seats, slabfiles, warm
 from shmarray._format import control as layout
 from shmarray._format import header as form
 from shmarray._format import names
@@ -112,7 +112,7 @@ def stats(member: Membership) -> StoreStats:
     deletion.settle(member)
     kinds = (*(names.NAMED, names.ANONYMOUS, names.IN_FLIGHT, names.TEMPORARY, names.WARM), *(names.SLAB, names.GUARD))
     counts = dict.fromkeys(kinds, 0)
-    size = warm = 0
+    size = kept = 0
     found_entries = list(_entries(member))
     for kind, path in found_entries:
         letter = kind[:2]
@@ -122,7 +122,9 @@ def stats(member: Membership) -> StoreStats:
                 with contextlib.suppress(FileNotFoundError):
                     found = segments.status_of(path).st_size
                     size += found
-                    warm += found if letter == names.WARM else 0
+                    rests = letter == names.ANONYMOUS and found >= warm.SMALLEST and blockfiles.is_resting(path, found)
+                    counts[letter] -= rests
+                    kept += found if rests or letter == names.WARM else 0
     small, spare = _small(member, found_entries)
     capacity, free = member.control.capacity, limits.space(member.control.directory).free
     return StoreStats(
@@ -137,7 +139,7 @@ def stats(member: Membership) -> StoreStats:
         in_flight=counts[names.IN_FLIGHT],
         drafts=counts[names.TEMPORARY],
         nbytes=size,
-        warm=warm + spare,
+        warm=kept + spare,
         capacity=capacity,
         free=free if capacity is None else max(0, min(free, capacity - size)),
         attached=blocks.attached(member.key.store) + cells.count(member.key.store),

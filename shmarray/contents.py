@@ -239,7 +239,7 @@ def _copy_in(
     for source, layout in zip(sources, placed, strict=True):
         by_threads = shared and copying.is_worth_sharing(layout.nbytes, control.copy_threads)
         # What lies in a file is always written by system call, which says so when the file was cut off; a copy would be a SIGBUS.
-        if dense and ((draft.window is None and not by_threads) or _is_in_file(source)):
+        if dense and ((draft.window is None and not by_threads) or is_in_file(source)):
             draft.write(bytes_of(source), layout.offset)
         elif dense and draft.window is None:
             copying.fill_fresh(segment, layout.offset, bytes_of(source), draft.write, control.copy_threads)
@@ -256,7 +256,7 @@ def private(array: np.ndarray[Any, Any], order: Any) -> np.ndarray[Any, Any]:
     return plain.copy(order) if block is None else copying.duplicate(plain, order, block.member.control.copy_threads)
 
 
-def _is_in_file(array: np.ndarray[Any, Any]) -> bool:
+def is_in_file(array: np.ndarray[Any, Any]) -> bool:
     """Say whether an array's memory is a mapping that is not ours: of a file, perhaps, which others can cut off."""
     owner: Any = array
     while owner is not None and not segments.is_foreign_mapping(owner):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from shmarray import blockfiles, blocks, cells, reaper
+from shmarray import blockfiles, blocks, cells, reaper, resting
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import segments, words
@@ -97,6 +97,7 @@ def _drop_claims(member: Membership, kind: str, *, kept: bool = True) -> int:
 
 def settle(member: Membership) -> None:
     """See to what this process has let go of: blocks whose end was cut short, and memory that others still had then."""
+    resting.settle()
     blocks.settle()
     cells.settle()
     cells.renew_seat(member)

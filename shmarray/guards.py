@@ -30,6 +30,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from shmarray import blocks
 from shmarray._format import guard as form
 from shmarray._os import futexes, mutexes, processes, segments
 from shmarray.errors import GuardError
@@ -336,10 +337,10 @@ def generation() -> int:
 def guard_of(segment: segments.Segment) -> Guard:
     """Give the guard of a mapped block, the same one for every view in this process."""
     block: Block = segment.tag
-    guard = block.cache.get("guard")
+    guard = block.cache.get(blocks.GUARD)
     if guard is None:
         made = Guard(segment)
         if made._robust and mutexes.NOT_ROBUST:
             made = _Barred(segment)
-        guard = block.cache.setdefault("guard", made)
+        guard = block.cache.setdefault(blocks.GUARD, made)
     return guard  # type: ignore[return-value]  # setdefault may give another thread's, which is a Guard too

@@ -1,6 +1,7 @@
 """One file whose memory may be used again, and what a fork does to it.
 
-Owns: the descriptor that keeps the file of such a block open, which lock it has, and this process's own mapping of it.
+Owns: the descriptor that keeps the file of such a block open, which lock it has, and this process's own mapping of it; what several
+are kept in.
 Must not know: which blocks there are, how much is kept (`warm`).
 
 A mapping that crosses a fork is on one lock with the child: the kernel could not tell whether the child still has it. So what is in use
@@ -18,8 +19,12 @@ import os
 import sys
 import threading
 import weakref
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shmarray._os import flocks, processes, segments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _all: dict[int, weakref.ref[Memory]] = {}
 # An entry for each fork under way; and what a memory that has crossed none since it was mapped shares with the list. Forks change both
@@ -33,11 +38,47 @@ LARGE_PAGES = os.environ.get("SHMARRAY_LARGE_PAGES", "") != "0"
 _UNSEEN = 3  # references to a window: its memory's, a local one, an argument
 
 
+class Sized(Protocol):
+    """Something that takes so many bytes."""
+
+    size: int
+
+
+S = TypeVar("S", bound=Sized)
+
+
+class Stack(list[S]):
+    """What is kept, in the order in which it came. Threads, and finalizers in the midst of them, take from it: each one goes to one."""
+
+    __slots__ = ()
+
+    def took(self, one: S) -> bool:
+        """Take it out; false if somebody else was faster."""
+        try:
+            self.remove(one)
+        except ValueError:
+            return False
+        return True
+
+    def take_first(self) -> S | None:
+        """Take out what came first; None if there is nothing."""
+        first = next(iter(list(self)), None)
+        return first if first is not None and self.took(first) else None
+
+    def last_first(self) -> Iterator[S]:
+        """Go through what is there now, beginning with what came last."""
+        return reversed(list(self))
+
+    def nbytes(self) -> int:
+        """How many bytes all of it takes."""
+        return sum(one.size for one in list(self))
+
+
 class Memory:
     """One file that may be used again. `window` is this process's own mapping of it, through which it is filled."""
 
     __slots__ = (
-        *("__weakref__", "_era", "_merged", "_uses", "fd", "identity"),
+        *("__weakref__", "_era", "_merged", "_mergeable", "_uses", "fd", "identity"),
         *("maker", "own_path", "path", "size", "state", "window"),
     )
 
@@ -51,7 +92,8 @@ class Memory:
         self.own_path: str | None = None  # the name of an anonymous block that is not mapped here any more
         self.window: segments.Segment | None = None
         self._uses = 0
-        self._merged = 0 if LARGE_PAGES else size  # bytes from the beginning on that are in large pages, or cannot be
+        # Bytes from the beginning on that are in large pages, or cannot be; and how many fill such pages.
+        self._merged, self._mergeable = 0, size // segments.LARGE_PAGE * segments.LARGE_PAGE if LARGE_PAGES else 0
         self._begin()
         number = id(self)
         _all[number] = weakref.ref(self, functools.partial(_close, fd, self.identity, number))
@@ -72,7 +114,7 @@ class Memory:
 
     def has_crossed(self) -> bool:
         """Whether it cannot be used again, for a fork may have given it to a child."""
-        return next(iter(list(_era)), None) is not self._era
+        return self._era not in _era
 
     def is_lost(self) -> bool:
         """Whether that is so while it is in use here; what was unmapped before a fork is not the child's."""
@@ -96,19 +138,19 @@ class Memory:
         window = self.window
         if window is None:
             window = self.window = segments.map_shared(self.fd, self.size, populate=True)
-        self._merge_some(window)
+        self.season(window)
         return window
 
-    def _merge_some(self, window: segments.Segment) -> None:
-        """Put a part of what is used again and again into large pages, each time another part."""
-        self._uses += 1
-        if self._uses < _SEASONED:
+    def season(self, window: segments.Segment) -> None:
+        """Count that it is used again; put a part of what is so again and again into large pages, each time another part."""
+        if self._merged >= self._mergeable:
             return
-        pages = self.size // segments.LARGE_PAGE
-        part = min(-(-pages // _MERGED_IN) * segments.LARGE_PAGE, pages * segments.LARGE_PAGE - self._merged)
-        if part > 0:
+        self._uses += 1
+        if self._uses >= _SEASONED:
+            pages = self._mergeable // segments.LARGE_PAGE
+            part = min(-(-pages // _MERGED_IN) * segments.LARGE_PAGE, self._mergeable - self._merged)
             refused = segments.merge(window, self._merged, part)
-            self._merged = self.size if refused == errno.EINVAL else self._merged + part
+            self._merged = self._mergeable if refused == errno.EINVAL else self._merged + part
 
     def is_viewed(self) -> bool:
         """Whether there is still a view of the window: who was given one to fill the block may have kept it."""

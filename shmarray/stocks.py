@@ -78,8 +78,8 @@ class Stock:
 
     def give(self, member: Membership, seat: Seat, array: Form) -> Fresh:
         """Put a new array into a cell, and look at it. Raises as `slabs.make` does."""
-        slab, cell = self._next(member)
-        record, at = slab.words, slab.index(cell, form.NUMBER)
+        slab, cell, at = self._next(member)
+        record = slab.words
         before = record[at]
         number = before + form.A_GENERATION if before else form.number_of(slab.number, cell, 1)
         if slab.forms[cell] is array:  # nobody else has seen the last one, and what its record says holds for this one
@@ -94,8 +94,8 @@ class Stock:
         self._given += 1
         return root, not before
 
-    def _next(self, member: Membership) -> Place:
-        """Take a cell from the list of a slab in which one is free."""
+    def _next(self, member: Membership) -> tuple[Slab, int, int]:
+        """Take a cell from the list of a slab in which one is free; the third is the first word of its record."""
         while True:
             while self._ready:
                 slab = self._ready[-1]
@@ -108,8 +108,9 @@ class Stock:
                 if len(slab.free) + slab.worn == slab.layout.count - 1:
                     self._spare -= 1
                 # What a call that was cut short has lost may have been found twice.
-                if cell not in slab.views and slab.words[slab.index(cell, form.STATE)] == form.FREE:
-                    return slab, cell
+                at = slab.index(cell, form.NUMBER)
+                if cell not in slab.views and slab.words[at + _STATE] == form.FREE:
+                    return slab, cell, at
             if self._given >= self._total() // 2 > 0 and len(_busy) == 1:
                 self.ask(member)
                 if self._ready:
@@ -144,11 +145,11 @@ class Stock:
             slab.pending.add(cell)
         else:
             record[at + _STATE] = form.FREE
-            self._free(slab, cell)
+            self._free(slab, cell, record[at])
 
-    def _free(self, slab: Slab, cell: int) -> None:
-        """Put a cell that nobody sees on the list."""
-        if slab.words[slab.index(cell, form.NUMBER)] & form.WORN == form.WORN:
+    def _free(self, slab: Slab, cell: int, number: int) -> None:
+        """Put a cell that nobody sees on the list; `number` is that of the last array in it."""
+        if number & form.WORN == form.WORN:
             slab.worn += 1
         else:
             slab.free.append(cell)
@@ -227,7 +228,7 @@ class Stock:
         slab.forms[cell] = None
         slab.set_word(cell, form.STATE, form.FREE)
         slab.pending.discard(cell)
-        self._free(slab, cell)
+        self._free(slab, cell, slab.word(cell, form.NUMBER))
 
     def _find_lost(self) -> None:
         """Find the cells that a call lost which an exception of a signal handler cut short."""
@@ -306,8 +307,8 @@ def allocate(member: Membership, array: Form) -> Fresh | None:
                 seat = member.seat
                 if seat is None or seat.has_crossed():
                     seat = cells.current_seat(member)
-                if seat is None or seat.has_crossed():
-                    return None  # what is written into it is not struck out: the cell would not be used again
+                    if seat is None or seat.has_crossed():
+                        return None  # what is written into it is not struck out: the cell would not be used again
                 stock = _stocks.get(key)
                 if stock is None:
                     stock = _stocks[key] = Stock(member, key[1])

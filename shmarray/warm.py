@@ -7,6 +7,7 @@ Owns: which memory is kept, and the proof that nobody can see it any more. The s
 
     making   a draft is being filled          no name, `t.`, or `w.`
     live     its block is in use here         the block's; `w.` once the block was deleted while views of it were left
+    resting  mapped here, nobody else's ever  the block's: see `resting`
     named    unmapped here, its name keeps it the block's
     waiting  unmapped here, others have it    `w.`, or that of an anonymous block
     free     nobody can see it                `w.`
@@ -31,7 +32,8 @@ from typing import TYPE_CHECKING, Protocol
 from shmarray import memories, reaper
 from shmarray._format import header as form
 from shmarray._format import names
-from shmarray._os import flocks, limits, segments
+from shmarray._os import flocks, limits, processes, segments
+from shmarray.memories import Sized, Stack
 
 if TYPE_CHECKING:
     from shmarray.membership import Membership
@@ -43,6 +45,7 @@ SMALLEST = int(_SETTING) if _SETTING.isdecimal() else 1 << 20
 MOST = 64
 """Files in use and free together, for each costs a descriptor."""
 _MOST_WAITING, _MOST_NAMED = MOST // 2, MOST // 4  # handles that nobody will load must not take all the places
+_MOST_RESTING = MOST // 4  # so that one look through them is short
 _pools: weakref.WeakSet[Trimmed] = weakref.WeakSet()
 _SLACK = 4  # a file is used again for what leaves at most a fifth of it unused
 _SHARE_OF_MEMORY, _SHARE_OF_CAPACITY, _GREATEST = 8, 4, 2 << 30
@@ -62,43 +65,63 @@ class Pool:
         """Keep up to `limit` bytes; None: a share of the memory there is, or of the store's capacity."""
         self._prefix = member.block_prefix
         self._owner = os.getpid()
-        self._free: list[Memory] = []
-        self._waiting: list[Memory] = []
+        self._free, self._waiting = Stack["Memory"](), Stack["Memory"]()
         self._named: dict[str, Memory] = {}
+        self.resting = Stack[Sized]()
+        """Blocks that rest; what is dropped from the list ends as any other block."""
         self._uid = member.key.uid
         self._open = True
         self.limit = _share(member) if limit is None else limit
         _pools.add(self)
 
-    def _is_here(self) -> bool:
+    def is_here(self) -> bool:
+        """Whether anything can be kept: the store is open, this is its owner, and no fork is under way."""
         return self._open and self._owner == os.getpid() and not memories.is_forking()
 
     def takes(self, size: int) -> bool:
         """Say whether a block of that size is to be one whose memory can be used again."""
-        return SMALLEST <= size <= self.limit and self._is_here()
+        return SMALLEST <= size <= self.limit and self.is_here()
 
     def has_room(self) -> bool:
         """Say whether one file more can be kept; what was freed first, and was of no use just now, makes room for it."""
         most = min(MOST, limits.descriptors()[0] // 4)
-        if memories.count() >= most:
+        if memories.count() >= most and not self._drop_first(self._free) and self.resting.take_first():
             self._drop_first(self._free)
         return memories.count() < most
 
     def take(self, size: int) -> Memory | None:
         """Give the memory freed last that fits, exclusively locked: the proof that nobody sees it. None if there is none."""
-        if not self._is_here():
+        if not self.is_here():
             return None
         self.settle()
-        for memory in reversed(list(self._free)):
-            if size <= memory.size <= size + size // _SLACK and _remove(self._free, memory):
+        for rest in self.resting.last_first():
+            if _fits(size, rest.size) and self.resting.took(rest):
+                del rest  # what was of another kind: it is free now, or gone
+                break
+        for memory in self._free.last_first():
+            if _fits(size, memory.size) and self._free.took(memory):
                 if memory.taken():
                     return memory
                 memory.let_go()
         return None
 
+    def rest(self, block: Sized) -> None:
+        """Keep a block as it is, within the bounds. At any moment; never raises."""
+        resting = self.resting
+        resting.append(block)
+        if len(resting) > 1 or self._free or self._waiting or not self._open:
+            if len(resting) > _MOST_RESTING:
+                resting.take_first()
+            self._shrink(self.limit if self._open else 0)
+
+    def wake(self) -> None:
+        """Let go of all blocks that rest."""
+        while self.resting.take_first() is not None:
+            pass
+
     def retire(self, memory: Memory, path: str) -> bool:
         """Instead of unlinking the name of a block, move it aside. False if its memory cannot be used again."""
-        if memory.is_lost() or not self._is_here():
+        if memory.is_lost() or not self.is_here():
             return False
         aside = self._aside()
         try:
@@ -113,7 +136,7 @@ class Pool:
 
     def keep_beside(self, memory: Memory, path: str) -> bool:
         """Before a name is moved to another block: give the memory of the one that has it a name of its own. False as `retire`."""
-        if not self._is_here() or self._named.pop(path, None) is not memory:
+        if not self.is_here() or self._named.pop(path, None) is not memory:
             return False
         aside = self._aside()
         segments.link(path, aside)
@@ -148,7 +171,7 @@ class Pool:
         """
         memory.hold()
         try:
-            if not memory.has_crossed() and self._is_here():
+            if not memory.has_crossed() and self.is_here():
                 if memory.path is None and not anonymous:
                     return self._keep_named(memory, path)
                 memory.own_path = path if memory.path is None else None
@@ -185,7 +208,7 @@ class Pool:
         self._append(self._waiting, memory, "waiting")
         return True
 
-    def _append(self, kept: list[Memory], memory: Memory, state: str) -> None:
+    def _append(self, kept: Stack[Memory], memory: Memory, state: str) -> None:
         """Keep it, within the bound; nothing at all if another thread has closed the store meanwhile."""
         memory.state = state
         kept.append(memory)
@@ -200,7 +223,7 @@ class Pool:
             if memory is not None and not memory.is_there():
                 self._forget(path, memory)
         for memory in list(self._waiting):
-            if _remove(self._waiting, memory):
+            if self._waiting.took(memory):
                 try:
                     settled = self._keep_or_wait(memory)
                 except (OSError, ValueError):
@@ -238,6 +261,7 @@ class Pool:
         if self._owner != os.getpid():
             return 0
         self.settle()
+        self.wake()
         for path in list(self._named):
             if (memory := self._named.get(path)) is not None:
                 self._forget(path, memory)
@@ -256,17 +280,17 @@ class Pool:
         given = 0
         while len(self._waiting) > _MOST_WAITING:
             self._drop_first(self._waiting)
-        while sum(memory.size for memory in self._free + self._waiting) > limit:
+        while self._free.nbytes() + self._waiting.nbytes() + self.resting.nbytes() > limit:
             dropped = self._drop_first(self._free)
             given += dropped
-            if not dropped:
-                self._drop_first(self._waiting)
+            if not dropped and not self._drop_first(self._waiting):
+                self.resting.take_first()
         return given
 
-    def _drop_first(self, kept: list[Memory]) -> int:
+    def _drop_first(self, kept: Stack[Memory]) -> int:
         """Let go of what is first in the list; returns its bytes."""
-        memory = next(iter(list(kept)), None)
-        if memory is None or not _remove(kept, memory):
+        memory = kept.take_first()
+        if memory is None:
             return 0
         self._drop(memory)
         return memory.size
@@ -282,13 +306,9 @@ def trim_all() -> int:
     return sum(pool.trim() for pool in list(_pools))
 
 
-def _remove(kept: list[Memory], memory: Memory) -> bool:
-    """Take it out of the list; false if another thread, or a finalizer in this one, was faster."""
-    try:
-        kept.remove(memory)
-    except ValueError:
-        return False
-    return True
+def _fits(size: int, kept: int) -> bool:
+    """Say whether a file of so many bytes is used again for one of `size`."""
+    return size <= kept <= size + size // _SLACK
 
 
 def _share(member: Membership) -> int:
@@ -297,3 +317,18 @@ def _share(member: Membership) -> int:
     if member.control.capacity is not None:
         share = min(share, member.control.capacity // _SHARE_OF_CAPACITY)
     return min(share, _GREATEST)
+
+
+def _wake_all() -> None:
+    """Around a fork: what rests is mapped, and would be the child's too. So it goes to what is free, of which the child has nothing.
+
+    In the child: what rests nevertheless is the parent's.
+    """
+    for pool in list(_pools):
+        if isinstance(pool, Pool):
+            pool.wake()
+
+
+# Registered after the hooks of `memories`, so run before them: what is to keep memory must find that no fork is under way yet.
+processes.around_fork(_wake_all, list)
+processes.after_fork_in_child(_wake_all)

@@ -4,7 +4,7 @@ Owns: where everything lies in a block's file, byte by byte (`docs/format.md` ha
 
     0           the data, so that whoever maps the file by other means finds them at the start
     meta_at     the description (UTF-8 JSON)
-    size - 512  the header: fixed fields, guarded by a checksum together with the description; then two words that change; from
+    size - 512  the header: fixed fields, guarded by a checksum together with the description; then words that change; from
                 byte 192 on, the room of the guard
 
 Must not know: what the description says; files; NumPy.
@@ -27,16 +27,21 @@ _FIXED = struct.Struct("<8sHHIQQQQQQQQQ")
 _CRC_AT = 12
 _IMMUTABLE = 128
 STATE_AT = 128
-_STATE = struct.Struct("<Q")
+_STATE, _WORDS = struct.Struct("<Q"), struct.Struct("<QQQQ")
 EXPOSED_AT = STATE_AT + _STATE.size
-_STATE_END = EXPOSED_AT + _STATE.size
+AGAIN_AT = EXPOSED_AT + _STATE.size
+"""When an array was made again in a block that rested, as `born`, and the same with all bits turned over; 0 both if none was."""
+_STATE_END = AGAIN_AT + 2 * _STATE.size
+_ALL = (1 << 64) - 1
 GUARD_AT = 192
 GUARD_SIZE = SIZE - GUARD_AT
 
 #: Far apart in bits, so that no single flipped bit or byte turns one into the other.
 LIVE = 0x6C69_7665_6C69_7665
 DELETED = 0x6465_6C65_7465_6421
-_STATES = (LIVE, DELETED)
+RESTING = 0x7265_7374_5A5A_5A2E
+"""There is no array in it: its maker keeps it for the next one of the same kind."""
+_STATES = (LIVE, DELETED, RESTING)
 EXPOSED = 0x6578_706F_7365_6421
 """The name of the file was given out, and with it a way to map it without a lease."""
 _NO_CRC = bytes(4)
@@ -93,7 +98,7 @@ def pack(header: Header, guard: bytes = b"") -> tuple[int, bytes]:
     fields += [header.store, header.block, header.pid, header.start, header.born]
     fixed = _FIXED.pack(*fields).ljust(_IMMUTABLE, b"\0")
     checksum = zlib.crc32(header.meta, zlib.crc32(fixed)).to_bytes(4, "little")
-    state = _STATE.pack(header.state) + bytes(_STATE.size) + _UNUSED
+    state = _STATE.pack(header.state) + bytes(_STATE_END - EXPOSED_AT) + _UNUSED
     return meta_at, b"".join(
         (header.meta, fixed[:_CRC_AT], checksum, fixed[_CRC_AT + 4 :], state, guard.ljust(GUARD_SIZE, b"\0"))
     )
@@ -136,11 +141,24 @@ def unpack(tail: bytes, size: int) -> Header:
     if flags or zlib.crc32(meta, checked) != crc:
         message = "the checksum of its header is wrong"
         raise DamagedError(message)
-    if tail[at + _STATE_END : at + GUARD_AT] != _UNUSED or tail[at + EXPOSED_AT : at + _STATE_END] not in _EXPOSURES:
+    if tail[at + _STATE_END : at + GUARD_AT] != _UNUSED or tail[at + EXPOSED_AT : at + AGAIN_AT] not in _EXPOSURES:
         message = "bytes of its header that are not in use are not zero"
         raise DamagedError(message)
-    (state,) = _STATE.unpack_from(tail, at + STATE_AT)
+    state, _, again, turned = _WORDS.unpack_from(tail, at + STATE_AT)
+    # While it is written, the block rests still.
+    if state != RESTING and (again ^ turned not in (0, _ALL) or (again and again == turned)):
+        message = "the time in its header is none"
+        raise TornError(message)
     if state not in _STATES:
         message = f"its state is {state:#x}, which is none"
         raise TornError(message)
-    return Header(size, nbytes, store, block, pid, start, born, state, meta)
+    return Header(size, nbytes, store, block, pid, start, again or born, state, meta)
+
+
+def again(now: int) -> tuple[int, int]:
+    """Give the two words that say that an array was made again, at that time.
+
+    >>> [word.bit_count() for word in again(3)]
+    [2, 62]
+    """
+    return now, now ^ _ALL

@@ -157,6 +157,8 @@ class Reader:
             "creator": self._creator(head.pid, head.start),
             "age": max(0.0, self._now - head.born / 1e9),
         }
+        if head.state == form.RESTING:
+            return {"state": "warm", "kind": "memory"}
         if head.state == form.DELETED:
             facts.update(state="dead", reason="it was deleted, and its name stayed")
         if kind.startswith(names.GUARD):

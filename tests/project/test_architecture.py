@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("blockfiles", "copying", "keeping", "memories"),
     ("warm",),
     ("blocks",),
-    ("drafts",),
+    ("drafts", "resting"),
     ("slabs",),
     ("cells",),
     ("stocks", "deletion"),

@@ -82,6 +82,20 @@ def test_every_flipped_bit_outside_the_guard_is_noticed() -> None:
                     form.unpack(bytes(damaged), EXAMPLE.file_size)
 
 
+def test_the_time_of_an_array_made_again_is_told_and_its_words_are_checked_together() -> None:
+    """Only while the block rests, which is when they are written one after the other, they may differ."""
+    made = bytearray(_tail(EXAMPLE))
+    at = len(made) - form.SIZE + form.AGAIN_AT
+    made[at : at + 16] = b"".join(word.to_bytes(8, "little") for word in form.again(12345))
+    assert form.unpack(bytes(made), EXAMPLE.file_size) == EXAMPLE._replace(born=12345)
+    made[at + 3] ^= 1
+    with pytest.raises(form.TornError):
+        form.unpack(bytes(made), EXAMPLE.file_size)
+    state = len(made) - form.SIZE + form.STATE_AT
+    made[state : state + 8] = form.RESTING.to_bytes(8, "little")
+    assert form.unpack(bytes(made), EXAMPLE.file_size).state == form.RESTING
+
+
 @pytest.mark.core
 @given(st.integers(0, len(_tail(EXAMPLE)) - 1), st.integers(1, 255))
 def test_every_changed_byte_outside_the_guard_is_noticed(position: int, change: int) -> None:

@@ -32,10 +32,14 @@ N = 1000
 pytestmark = pytest.mark.usefixtures("small_is_kept")
 
 
-def free(store: sa.Store) -> int:
-    """Make an array and drop it; its inode."""
+def free(store: sa.Store, *, rests: bool = False) -> int:
+    """Make an array and drop it; its inode. It rests as it is, or, since it has a lock, its file is kept."""
     array = store.ones(N)
+    assert rests or array.lock is not None
     return contents.inode_of(array)
+
+
+ENDINGS = ("blocks.py", "warm.py", "memories.py", "resting.py")
 
 
 def nothing_is_left(store: sa.Store, before: dict[int, str], where: str) -> None:
@@ -170,6 +174,7 @@ def test_a_fork_while_another_thread_gives_back_closes_nothing_under_its_hands(
 ) -> None:
     """Else the number, just asked for, would be that of a file of the user's when it is written to."""
     array = store.ones(N)
+    assert array.lock is not None  # else it would rest
     memory: Any = contents.block_of(array).cache[blocks.WARM]  # type: ignore[union-attr]  # it is in a block
     real = segments.write
     seen: list[object] = []
@@ -356,7 +361,7 @@ sys.last = Last(numbers)  # goes with the last module there is
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("what", ["unmapped", "deleted"])
+@pytest.mark.parametrize("what", ["unmapped", "deleted", "rests"])
 def test_an_interruption_when_an_array_ends_leaves_neither_descriptor_nor_lease(
     what: str, store: sa.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,7 +377,8 @@ def test_an_interruption_when_an_array_ends_leaves_neither_descriptor_nor_lease(
             held = [store.ones(N, name="x" if what == "deleted" else None)]
             if what == "deleted":
                 del store["x"]
-            interrupter = Interrupter(n, lambda name: name.endswith(("blocks.py", "warm.py", "memories.py")))
+            assert what == "rests" or held[0].lock is not None
+            interrupter = Interrupter(n, lambda name: name.endswith(ENDINGS))
             with interrupter, contextlib.suppress(Interrupted):
                 held.clear()
             reached = interrupter.count >= n
@@ -383,7 +389,7 @@ def test_an_interruption_when_an_array_ends_leaves_neither_descriptor_nor_lease(
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("memory", ["fresh", "used before"])
+@pytest.mark.parametrize("memory", ["fresh", "used before", "rested"])
 def test_an_interruption_when_an_array_is_put_comes_out_and_leaves_neither_descriptor_nor_lease(
     memory: str, threads: int, store: sa.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,8 +403,8 @@ def test_an_interruption_when_an_array_is_put_comes_out_and_leaves_neither_descr
         with copies.all_shared(threads):
             while reached:
                 n += 1
-                if memory == "used before":
-                    free(store)
+                if memory != "fresh":
+                    free(store, rests=memory == "rested")
                 with Interrupter(n) as interrupter, contextlib.suppress(Interrupted):
                     assert (store.put(source) == source).all()
                 reached = interrupter.count >= n
@@ -442,6 +448,7 @@ def test_a_store_closed_by_another_thread_while_a_name_is_moved_aside_leaves_not
     """The sweep has looked before the new name was there, or takes the old one away: no error, and no file."""
     store = sa.Store(warm=1 << 24)
     array = store.ones(N, name="x" if what == "delete" else None)
+    assert array.lock is not None  # else it would rest
     real = segments.replace
 
     def replace(source: str, path: str) -> None:
@@ -470,7 +477,7 @@ def test_a_store_closed_by_another_thread_while_a_name_is_moved_aside_leaves_not
     array = None  # type: ignore[assignment]  # dropped
 
 
-@pytest.mark.parametrize("where", ["_waiting", "_free", "_named"])
+@pytest.mark.parametrize("where", ["_waiting", "_free", "_named", "resting"])
 def test_what_is_kept_just_when_another_thread_closes_the_store_goes_all_the_same(where: str) -> None:
     """The lease of what waits for others, too."""
     before = descriptors()
@@ -481,7 +488,7 @@ def test_what_is_kept_just_when_another_thread_closes_the_store_goes_all_the_sam
         closing.start()
         closing.join()
 
-    class Closing(list[Any]):
+    class Closing(memories.Stack[Any]):
         """A list to which something is appended when the store was closed just before."""
 
         def append(self, item: Any) -> None:
@@ -499,6 +506,7 @@ def test_what_is_kept_just_when_another_thread_closes_the_store_goes_all_the_sam
     setattr(pool, where, ClosingTable() if where == "_named" else Closing())
     array = store.ones(N, name="x" if where == "_named" else None)
     handle = pickle.dumps(array) if where == "_waiting" else b""
+    assert where == "resting" or array.lock is not None
     del array
     assert not getattr(pool, where)
     assert descriptors() == before

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 N = 1000
-FILES = ("warm.py", "memories.py", "drafts.py", "deletion.py", "blocks.py")
+FILES = ("warm.py", "memories.py", "drafts.py", "deletion.py", "blocks.py", "resting.py")
 
 
 pytestmark = pytest.mark.usefixtures("small_is_kept")
@@ -39,6 +39,18 @@ def counts(filename: str) -> bool:
 def free(store: sa.Store) -> None:
     """Free an anonymous array."""
     store.arrays.pop()  # type: ignore[attr-defined]  # put there by `prepared`
+
+
+def free_shown(store: sa.Store) -> None:
+    """Free one that others might have seen."""
+    assert store.arrays[-1].lock is not None  # type: ignore[attr-defined]  # put there by `prepared`
+    free(store)
+
+
+def again(store: sa.Store) -> None:
+    """Make one like that which was freed, and free it again."""
+    store.arrays.append(store.full(N, 3.0))  # type: ignore[attr-defined]  # put there by `prepared`
+    free(store)
 
 
 def delete(store: sa.Store) -> None:
@@ -67,7 +79,7 @@ def forget(store: sa.Store) -> None:
     del store["p"]
 
 
-DEEDS: tuple[Callable[[sa.Store], None], ...] = (free, delete, make, publish, forget, give_up)
+DEEDS: tuple[Callable[[sa.Store], None], ...] = (free, free_shown, again, delete, make, publish, forget, give_up)
 
 
 def prepared(deed: Callable[[sa.Store], None]) -> sa.Store:
@@ -77,7 +89,7 @@ def prepared(deed: Callable[[sa.Store], None]) -> sa.Store:
     store.arrays = [store.ones(N)]  # type: ignore[attr-defined]
     store.named = [store.ones(N, name="x")]  # type: ignore[attr-defined]
     store["p"] = np.full(N, 1.0)
-    if deed in (make, publish, give_up):
+    if deed in (again, make, publish, give_up):
         free(store)
         delete(store)
     return store

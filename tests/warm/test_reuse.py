@@ -14,6 +14,7 @@ import pytest
 
 import shmarray as sa
 from shmarray import contents
+from shmarray._format import header
 from shmarray._os import flocks, segments
 from tests.helpers.leaks import SHM
 from tests.helpers.processes import Child, reap, run_script
@@ -32,14 +33,30 @@ def file_of(array: sa.SharedArray) -> int:
 
 
 def kept(store: sa.Store) -> list[str]:
-    """Names of the files kept warm, from outside."""
-    prefix = f"shmarray.{os.geteuid()}.{store.id}.w."
-    return [entry for entry in os.listdir(SHM) if entry.startswith(prefix)]
+    """Names of the files kept warm, from outside: those that say so by their names, and blocks that rest."""
+    prefix = f"shmarray.{os.geteuid()}.{store.id}."
+    there = [entry for entry in os.listdir(SHM) if entry.startswith((f"{prefix}w.", f"{prefix}a."))]
+    return [entry for entry in there if entry.startswith(f"{prefix}w.") or _rests(os.path.join(SHM, entry))]
+
+
+def _rests(path: str) -> bool:
+    with open(path, "rb") as file:
+        file.seek(header.STATE_AT - header.SIZE, os.SEEK_END)
+        return file.read(8) == header.RESTING.to_bytes(8, "little")
 
 
 def freed_anonymous(store: sa.Store) -> int:
     """Make and drop an anonymous array of ones."""
     array = store.ones(N)
+    file = file_of(array)
+    del array
+    return file
+
+
+def freed_with_a_lock(store: sa.Store) -> int:
+    """The same of one that others might have seen: it does not rest, its file is kept."""
+    array = store.ones(N)
+    assert array.lock is not None
     file = file_of(array)
     del array
     return file
@@ -80,7 +97,7 @@ def replaced(store: sa.Store, value: np.ndarray) -> sa.SharedArray:
     return array
 
 
-@pytest.mark.parametrize("free", [freed_anonymous, deleted_in_use, unlinked])
+@pytest.mark.parametrize("free", [freed_anonymous, freed_with_a_lock, deleted_in_use, unlinked])
 @pytest.mark.parametrize(
     "make", ["zeros", "empty", "full", "put", "put in F order", "put with gaps", "named", "replace"]
 )
