@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _SMALL, _LARGE = 64 << 20, 1 << 30
 _SERVERS = ("ray", "vineyard")
+_OURS = ("shmarray", "shmarray, anonymous")
 
 
 class Put(Case):
@@ -27,7 +28,7 @@ class Put(Case):
     name: ClassVar[str] = "put"
     question: ClassVar[str] = "copy an array into shared memory"
     rivals: ClassVar[tuple[str, ...]] = (
-        "shmarray",
+        *_OURS,
         "SharedMemory",
         "SharedMemoryManager",
         "joblib",
@@ -42,14 +43,18 @@ class Put(Case):
         "np.copyto into faulted memory",
         "np.copyto in two threads",
     )
-    aims: ClassVar[tuple[Aim, ...]] = (
-        Aim(f"fresh {_SMALL}", "shmarray", "rate", 1.8, "SharedMemory"),
-        Aim(f"put {_SMALL}", "shmarray", "rate", 7.0, "SharedMemory"),
-        Aim(f"put {_SMALL}", "shmarray", "rate", 1.0, "np.copyto into faulted memory"),
-        *(Aim(f"{what} {_SMALL}", "shmarray", "rate", 1.2, server) for what in ("fresh", "put") for server in _SERVERS),
-        Aim(f"put {_LARGE}", "shmarray", "rate", 1.0, "vineyard"),
-        Aim(f"put {_LARGE}", "shmarray", "rate", 1.6, "np.copyto into faulted memory"),
-        Aim(f"put {_LARGE}", "shmarray", "rate", 12.0, "SharedMemory"),
+    aims: ClassVar[tuple[Aim, ...]] = tuple(
+        Aim(f"{what} {size}", ours, "rate", bound, than)
+        for ours in _OURS
+        for what, size, bound, than in (
+            ("fresh", _SMALL, 1.8, "SharedMemory"),
+            ("put", _SMALL, 7.0, "SharedMemory"),
+            ("put", _SMALL, 1.0, "np.copyto into faulted memory"),
+            *((what, _SMALL, 1.2, server) for what in ("fresh", "put") for server in _SERVERS),
+            ("put", _LARGE, 1.0, "vineyard"),
+            ("put", _LARGE, 1.6, "np.copyto into faulted memory"),
+            ("put", _LARGE, 12.0, "SharedMemory"),
+        )
     )
 
     @staticmethod

@@ -126,6 +126,10 @@ class Anonymous(Named):
         """`store.empty` without a name."""
         return self.store.empty(nbytes // WORD, "i8")
 
+    def put(self, array: Array) -> Any:
+        """`store.put` without a name."""
+        return self.store.put(array)
+
     def free(self, block: Any) -> None:
         """The last reference frees it."""
 
