@@ -42,7 +42,7 @@ class Slab:
     """One mapped slab. `words` and `bytes` are its data; `views` has, by cell, what this process looks at."""
 
     __slots__ = (
-        *("_records", "bytes", "layout", "maker", "number", "path", "segment", "uid", "views", "words"),
+        *("_records", "bytes", "numbers", "layout", "maker", "number", "path", "segment", "uid", "views", "words"),
         *("forms", "free", "is_ready", "pending", "stock", "worn"),
     )
 
@@ -62,6 +62,8 @@ class Slab:
         self.uid = uid
         self.layout = places
         self._records = places.records
+        # By cell: which of the slab's words is the first of its record, its number.
+        self.numbers = range(places.records >> 3, places.seats >> 3, form.RECORD >> 3)
         self.segment = segment
         self.bytes = memoryview(segment)
         self.words = self.bytes.cast("Q")

@@ -108,7 +108,7 @@ class Stock:
                 if len(slab.free) + slab.worn == slab.layout.count - 1:
                     self._spare -= 1
                 # What a call that was cut short has lost may have been found twice.
-                at = slab.index(cell, form.NUMBER)
+                at = slab.numbers[cell]
                 if cell not in slab.views and slab.words[at + _STATE] == form.FREE:
                     return slab, cell, at
             if self._given >= self._total() // 2 > 0 and len(_busy) == 1:
@@ -138,7 +138,7 @@ class Stock:
 
     def dropped(self, slab: Slab, cell: int, *, known: bool) -> None:
         """This process has dropped a cell; `known`: others may know it. At any moment; never raises."""
-        record, at = slab.words, slab.index(cell, form.NUMBER)
+        record, at = slab.words, slab.numbers[cell]
         if record[at + _STATE] == form.FREE:
             return  # a stale handle led here: it is on the list, or will be found to be missing there
         if known or record[at + _PINNED] or record[at + _GUARDED]:
