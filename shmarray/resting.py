@@ -5,8 +5,8 @@ program that works by itself are of a few kinds and never handed on. Of such a b
 handle was made, no name given out, no lock taken, no fork crossed, so no other process can know of it. It stays mapped, and a word of its
 header says that there is no array in it.
 
-Owns: the root of such an array (a NumPy array over all its bytes, of which every other one is a view), whose end says that the last view
-has gone; what must be true for a block to rest; the next array in it.
+Owns: the root of such an array (a NumPy array over all its bytes, of which every other one is a view), and what that stands on, whose end
+says that the last view has gone; what must be true for a block to rest; the next array in it.
 Must not know: how much may rest (`warm`), what an array looks like.
 
 A SIGKILL leaves what one leaves of any anonymous block, which nobody holds then. Who loses such a block to an exception, to a fork, to
@@ -54,17 +54,17 @@ class Rest:
         self.watch: _Watch | None = None
 
 
-class _Watch(weakref.ref[Root]):
-    """The end of a root is noted by a call into C, and then seen to."""
+class _Watch(weakref.ref[memoryview]):
+    """The end of what a root stands on is noted by a call into C, and then seen to."""
 
     __slots__ = ("rest", "then")
 
     rest: Rest | None
-    then: weakref.ref[Root]
+    then: weakref.ref[memoryview]
 
 
 _watches: dict[int, _Watch] = {}
-_ended: deque[weakref.ref[Root]] = deque()
+_ended: deque[weakref.ref[memoryview]] = deque()
 _append = _ended.append
 _ref, _new = weakref.ref, weakref.ref.__new__
 
@@ -104,9 +104,12 @@ def take(member: Membership, kind: object) -> Rest | None:
 def root_of(rest: Rest) -> Root:
     """Give the root of a new array; when that ends, and with it all views, the block rests, or ends."""
     root = _frombuffer(rest.segment, _BYTE, rest.segment.tag.nbytes)
+    # Not the root is watched, but the memoryview it stands on, which may outlive it. It has let go of the mapping when
+    # its end is noted, so who has a view of the same bytes from it is counted.
+    base: Any = root.base
     # What is registered last is called first: a call into C, which no signal handler's exception can come before.
-    then = _ref(root, settle)
-    watch = _new(_Watch, root, _append)
+    then = _ref(base, settle)
+    watch = _new(_Watch, base, _append)
     watch.then, watch.rest, rest.watch = then, rest, watch
     _watches[id(watch)] = watch
     return root
@@ -118,7 +121,7 @@ def settle(_: object = None) -> None:
         endings.drain(_ended, _dropped)
 
 
-def _dropped(watch: weakref.ref[Root]) -> None:
+def _dropped(watch: weakref.ref[memoryview]) -> None:
     """Let the block of a root that has ended rest; else let go of it. May be repeated."""
     if not isinstance(watch, _Watch) or (rest := getattr(watch, "rest", None)) is None:
         return
@@ -144,7 +147,7 @@ class _Alone:
     segment = object()
 
 
-_UNSEEN = _references(_Alone) + 2  # the words of the header; the root that is just ending
+_UNSEEN = _references(_Alone) + 1  # the words of the header
 
 
 def _is_unseen(rest: Rest) -> bool:

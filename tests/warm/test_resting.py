@@ -223,6 +223,19 @@ def test_a_view_keeps_it_from_resting(store: sa.Store) -> None:
     assert file_of(again) == before
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_what_an_array_stands_on_keeps_it_from_resting(store: sa.Store, depth: int) -> None:
+    """Whoever has its base, or the base of that, sees its bytes and never the next array's; nor has a view of that the next one's."""
+    array = store.full(N, 7, "u1")
+    base: Any = array
+    for _ in range(depth):
+        base = getattr(base, "base", base)
+    part = memoryview(base)[1:]
+    del base, array
+    store.full(N, 9, "u1")
+    assert part[0] == 7
+
+
 def test_another_kind_of_array_gets_the_memory_and_another_block(store: sa.Store) -> None:
     """Of nearly the same size: the file is used again, with a header and a name of its own; so for names and trees."""
     makes: list[Callable[[], Any]] = [
