@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shmarray._format import names
+from shmarray._format import flags, names
 from shmarray._os import late
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ class Filing:
         if name is not None:
             names.check(name)
         told = rawdata.told(dtype, shape, offset, order)
-        return loading.load(member, path, name, told, mmap=mmap, progress=progress)
+        return loading.load(
+            member, path, name, told, mmap=flags.check(mmap, "mmap"), progress=flags.check_if_said(progress, "progress")
+        )
 
     def save(
         self,
@@ -107,4 +109,5 @@ class Filing:
         """
         self._open().require_open()
         saving.check_target(path)  # before `value`, which somebody who changed the two round may have given here
-        saving.save(path, self[value] if isinstance(value, str) else value, compressed=compressed, progress=progress)
+        small, shown = flags.check(compressed, "compressed"), flags.check_if_said(progress, "progress")
+        saving.save(path, self[value] if isinstance(value, str) else value, compressed=small, progress=shown)

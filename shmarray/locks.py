@@ -10,7 +10,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shmarray import blocks, cellguards, cells, guards, membership, shields
-from shmarray._format import slab
+from shmarray._format import flags, slab
 from shmarray._format.handle import BlockKey
 from shmarray._os import futexes
 from shmarray.errors import GuardTimeoutError, PoisonedError
@@ -79,7 +79,7 @@ class WriteAccess(Access[T]):
         self._keep = [value]
         self._timeout = timeout
         self._generation = -1
-        self._heal = heal
+        self._heal = heal if heal is False else flags.check(heal, "heal")
 
     def __enter__(self) -> T:
         """Acquire; raises `GuardTimeoutError`, `PoisonedError`, `GuardError`."""
@@ -162,7 +162,7 @@ class Lock:
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take the lock; false when it is not free at once (`block=False`) or after `timeout` seconds."""
-        if block:
+        if block is True or flags.check_block(block):
             if timeout is not None:
                 futexes.deadline_of(timeout)  # a wrong one shows also when the lock is free
             return self._guard.acquire(self._root, timeout)
@@ -248,6 +248,7 @@ class RLock(Lock):
         """Take the lock, once more if this thread has it already."""
         # Without a depth this thread is in the midst of a change (`keepers`), into which nothing else may come.
         if self._is_mine() and self._guard.depth:
+            flags.check_block(block)
             self._guard.depth += 1
             return True
         if not super().acquire(block, timeout):

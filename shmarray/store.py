@@ -11,7 +11,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from shmarray import blocks, census, controls, deletion, exhaustion, founding, membership, objects, settings, stocks
-from shmarray._format import names
+from shmarray._format import flags, names
 from shmarray._os import late
 from shmarray.constructors import Constructors
 from shmarray.errors import ArrayExistsError, ArrayNameError, ArrayNotFoundError
@@ -241,7 +241,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
 
         With `fix`, removes what is provably dead: blocks nobody can reach any more. Damaged blocks are only reported.
         """
-        return census.check(self._open(), fix=fix)
+        return census.check(self._open(), fix=flags.check(fix, "fix"))
 
     @exhaustion.explaining
     def release_unclaimed(self) -> int:

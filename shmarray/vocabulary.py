@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shmarray import locks, objects
-from shmarray._format import counts, names
+from shmarray._format import counts, flags, names
 from shmarray._os import late
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Vocabulary:
 
     def Pipe(self, duplex: bool = True) -> tuple[queues.Connection, queues.Connection]:  # noqa: N802, FBT001, FBT002
         """Make a pipe and give its two ends; without `duplex` the first only receives, the second only sends."""
-        return queues.pipe(self._open(), duplex=duplex)
+        return queues.pipe(self._open(), duplex=flags.check_block(duplex, "duplex"))
 
     def SharedMemory(self, size: int, *, name: str | None = None) -> memory.SharedMemory:  # noqa: N802
         """Make `size` bytes of bare memory; see `shmarray.memory.SharedMemory`."""

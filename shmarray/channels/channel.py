@@ -12,6 +12,7 @@ import numpy as np
 
 from shmarray import guards, objects
 from shmarray._format import channel as form
+from shmarray._format import flags
 from shmarray.channels import aio, bindings, holds, statistics, tasks
 from shmarray.channels.loans import Loan, Receipt, steps
 from shmarray.channels.subscriptions import Subscription
@@ -133,6 +134,8 @@ class Channel(bindings.Binding):
 
         Raises `queue.Full`, `ChannelClosedError`, `StoreClosedError`, `ShapeError`, `TypeError` for a dtype that would lose something.
         """
+        if block is not True:
+            block = flags.check_block(block)
         now = self._put_now
         if (
             now is not None
@@ -177,6 +180,8 @@ class Channel(bindings.Binding):
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take the next item as a private copy. Raises as `receive`."""
+        if block is not True:
+            block = flags.check_block(block)
         now = self._get_now if self._generation == _here.generation else None
         if now is not None and (item := now(None)) is not None:
             return item

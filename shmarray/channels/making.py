@@ -12,7 +12,7 @@ import numpy as np
 
 from shmarray import contents
 from shmarray._format import channel as form
-from shmarray._format import counts, layouts
+from shmarray._format import counts, flags, layouts
 from shmarray.channels import latches
 from shmarray.channels.bindings import MOST_SLOTS
 from shmarray.channels.channel import Channel
@@ -47,7 +47,9 @@ def make(
     count = counts.between(slots, "slots", 1, MOST_SLOTS)
     room = counts.between(meta_bytes, "meta_bytes", 0, 1 << 30)
     nap = int(_seconds("spin", spin, _MOST_SPIN) * 1e9)
-    flags = (form.REDELIVER if redeliver else 0) | (form.STAY if stay else 0)
+    wishes = (form.REDELIVER if flags.check(redeliver, "redeliver") else 0) | (
+        form.STAY if flags.check(stay, "stay") else 0
+    )
     if redeliver and mode == "broadcast":
         message = "in a broadcast nobody else is given what a subscriber had: redeliver is for queues"
         raise ValueError(message)
@@ -60,7 +62,7 @@ def make(
 
     def fill(memory: np.ndarray[Any, Any]) -> None:
         if memory.dtype == _WORD:
-            memory[: form.SPIN + 1] = (*kinds, count, stride, flags, geometry.record_words, room, nap)
+            memory[: form.SPIN + 1] = (*kinds, count, stride, wishes, geometry.record_words, room, nap)
             for at in (form.PUT_LOCK, form.GET_LOCK):
                 memory.view(_BYTES)[8 * at : 8 * at + len(lock)] = lock
 

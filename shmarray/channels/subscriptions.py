@@ -10,6 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from shmarray import objects, shields
+from shmarray._format import flags
 from shmarray._os import processes
 from shmarray.channels import aio, holds
 from shmarray.channels.loans import Receipt, steps
@@ -147,7 +148,7 @@ class Subscription:
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take the next item as a private copy; see `Channel.get`."""
-        return self._channel._get(self._owned(), objects.deadline_of(timeout if block else 0))
+        return self._channel._get(self._owned(), objects.deadline_of(timeout if flags.check_block(block) else 0))
 
     def get_nowait(self) -> Any:
         """`get(block=False)`."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shmarray import exhaustion
+from shmarray._format import flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ class Hosted:
         if not all(isinstance(name, str) for name in names):
             message = f"names of methods and types are strings; given for {typeid!r} were {names!r}"
             raise TypeError(message)
-        if create_method:
+        if flags.check_block(create_method, f"create_method of {typeid!r}"):
             method = _method(typeid)
             before = getattr(cls, typeid, None)
             if typeid.startswith("_") or (before is not None and not hasattr(before, _BY_REGISTER)):

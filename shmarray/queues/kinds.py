@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from shmarray import keepers, objects
+from shmarray._format import flags
 from shmarray.errors import LostTaskError
 from shmarray.queues import heaps, lines, shelves
 from shmarray.queues.tasks import DONE_TURN, ENTRIES, FIRST, JOINERS, MAXSIZE, Tasks
@@ -147,11 +148,11 @@ class Queue(_Base):
 
         Raises also what pickling raises, `StoreFullError`, `StoreClosedError`; then nothing was put.
         """
-        self._put(obj, objects.deadline_of(timeout if block else 0))
+        self._put(obj, objects.deadline_of(timeout if flags.check_block(block) else 0))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take the next value; `queue.Empty` if there is none at once (`block=False`) or for `timeout` seconds."""
-        return self._get(objects.deadline_of(timeout if block else 0))
+        return self._get(objects.deadline_of(timeout if flags.check_block(block) else 0))
 
     def put_nowait(self, obj: Any) -> None:
         """`put(obj, block=False)`."""

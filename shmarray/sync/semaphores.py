@@ -13,7 +13,7 @@ import functools
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from shmarray import objects
-from shmarray._format import control, counts
+from shmarray._format import control, counts, flags
 from shmarray.sync import rolls
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Semaphore(rolls.Roll):
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as in multiprocessing
         """Take a permit; false when there is none at once (`block=False`) or for `timeout` seconds."""
-        deadline = objects.deadline_of(timeout if block else 0)
+        deadline = objects.deadline_of(timeout if flags.check_block(block) else 0)
         got: list[None] = []
         take = functools.partial(self._take, got)
         try:

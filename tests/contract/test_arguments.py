@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import math
 import os
 import types
@@ -149,3 +150,73 @@ def test_a_name_that_is_not_there_is_not_to_be_looked_up_again(memory_store: sa.
     with pytest.raises(sa.ArrayNotFoundError) as caught:
         memory_store["x"]
     assert caught.value.remedy == "list(store) shows what is there."
+
+
+def test_yes_or_no_is_said_by_true_or_false(memory_store: sa.Store) -> None:
+    """A text is true in an `if`, also the text "no"; so nothing but True and False will do, and NumPy's of the two."""
+    store = memory_store
+    array, tree = store.ones(3), store.put({"a": 1})
+    acts: dict[str, list[Callable[[Any], object]]] = {
+        "redeliver": [lambda value: store.channel(3, redeliver=value)],
+        "stay": [lambda value: store.channel(3, stay=value)],
+        "mmap": [lambda value: store.load("none.npy", mmap=value), lambda value: store.load("none.npy", None, value)],
+        "compressed": [lambda value: store.save("none.npz", {"a": 1}, compressed=value)],
+        "fix": [lambda value: store.check(fix=value)],
+        "heal": [lambda value: array.write(heal=value), lambda value: tree.write(heal=value)],
+    }
+    may_be_left: dict[str, list[Callable[[Any], object]]] = {
+        "progress": [
+            lambda value: store.load("none.npy", progress=value),
+            lambda value: store.save("none.npy", array, progress=value),
+        ]
+    }
+    wrong: list[Any] = ["no", "", 0, 1, [], np.zeros(2)]
+    for word, some in acts.items():
+        for act, value in itertools.product(some, [*wrong, None]):
+            refused(TypeError, f"{word} must be True or False, not {value!r}", partial(act, value))
+    for word, some in may_be_left.items():
+        for act, value in itertools.product(some, wrong):
+            refused(TypeError, f"{word} must be True or False, or None", partial(act, value))
+    yes: Any = np.True_
+    assert store.check(fix=yes) == []
+    assert store.channel(3, redeliver=yes, stay=yes).stats().mode == "queue"
+    assert not os.path.exists("none.npz")
+
+
+def test_whether_to_wait_is_no_number_of_seconds(memory_store: sa.Store) -> None:
+    """`get(5)` waits for ever in `multiprocessing`: who writes that means a timeout. 1 and 0 will do there, and so they do here."""
+    store = memory_store
+    channel, broadcast, queue = store.channel(3), store.channel(3, mode="broadcast"), store.Queue()
+    subscription, lock, rlock = broadcast.subscribe(), store.Lock(), store.RLock()
+    acts: list[Callable[[Any], object]] = [
+        lambda block: queue.put(1, block),
+        queue.get,
+        lambda block: channel.put(np.ones(3), block),
+        channel.get,
+        subscription.get,
+        lock.acquire,
+        rlock.acquire,
+        store.ones(2).lock.acquire,
+        store.Semaphore().acquire,
+        store.Condition().acquire,
+        store.Value("i").acquire,
+    ]
+    channel.put(np.ones(3), 1)  # type: ignore[arg-type]  # a bool of old
+    broadcast.put(np.ones(3), True)
+    queue.put(1, 1)  # type: ignore[arg-type]
+    with rlock:
+        for act in acts:
+            for value in ("no", None, [1], 5, 0.5, -1):
+                refused(TypeError, f"block must be True or False, not {value!r}", partial(act, value))
+            refused(TypeError, "timeout=5", partial(act, 5))
+    refused(TypeError, "duplex must be True or False, not 'no'", partial(store.Pipe, "no"))  # type: ignore[arg-type]
+    refused(
+        TypeError,
+        "create_method of 'Odd' must be",
+        lambda: sa.Store.register("Odd", dict, create_method="no"),  # type: ignore[arg-type]
+    )
+    taken = [queue.get(1), channel.get(np.True_), subscription.get(0), lock.acquire(0), rlock.acquire(1)]  # type: ignore[arg-type]
+    assert [bool(np.all(value)) for value in taken] == [True] * 5
+    assert store.Pipe(0)[0].writable is False  # type: ignore[arg-type]
+    lock.release()
+    rlock.release()
