@@ -4,8 +4,9 @@ Owns: which cells this process looks at, and how others get to know it: its byte
 handles, deleting.
 Must not know: which cell is given out next (`stocks`); what the array in a cell looks like.
 
-A view of a cell is a NumPy array over all its bytes, the *root*, of which every other array over the cell is a view; there is one in a
-process for each cell. Its order, in which nobody can be missed:
+A view of a cell is a NumPy array over all its bytes, the *root*; there is one in a process for each cell. Every other array over the cell
+stands on a memoryview of the root, so that who has the base of an array, or the base of that, has the root. Its order, in which nobody can
+be missed:
 
     looking      root made and entered; the byte in the seat written; fence; then the record must say that the array is there, and
                  that its maker is not asking just now. What says otherwise is dropped again.
@@ -86,10 +87,15 @@ _ref, _new = weakref.ref, weakref.ref.__new__
 
 def view_of(array: Any) -> View | None:
     """Find the cell that an array lies in; None if in none."""
-    root, base = array, getattr(array, "base", None)
+    base = getattr(array, "base", None)
     while base is not None and type(base) is not memoryview:
-        root, base = base, getattr(base, "base", None)
-    return _views.get(id(root))
+        base = getattr(base, "base", None)
+    return None if base is None else _views.get(id(base.obj))
+
+
+def over(root: Root) -> Root:
+    """Give what arrays over a cell are made of: an array over a memoryview of its root."""
+    return _frombuffer(memoryview(root), _BYTE)
 
 
 def view_at(root: Root) -> View:

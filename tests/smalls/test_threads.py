@@ -128,6 +128,21 @@ def test_a_view_of_a_view_keeps_the_array(store: sa.Store) -> None:
     assert store.stats().anonymous == 0
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_what_an_array_stands_on_keeps_it(store: sa.Store, depth: int) -> None:
+    """Whoever has a part of its base, or of the base of that, sees its bytes and never the next array's."""
+    for way in (lambda: store.full(100, 7, "u1"), lambda: pickle.loads(pickle.dumps(store.full(100, 7, "u1")))):
+        base: Any = way()
+        for _ in range(depth):
+            base = getattr(base, "base", base)
+        part = memoryview(base)[1:]
+        del base
+        others = [store.full(100, 9, "u1") for _ in range(3)]
+        assert part[0] == 7
+        del others, part
+        assert store.stats().anonymous == 0
+
+
 STORM = """
 import os, pickle, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of forks in a program with threads: they are what this is about
