@@ -176,6 +176,9 @@ class Loaned:
 
     __slots__ = ("_channel", "loan")
 
+    loan: Loan
+    """The slot, with `meta` and, after the block, `published`."""
+
     def __init__(self, channel: Lender, shape: Any, meta: Any) -> None:
         """Stand ready; `loan` has the rest."""
         self._channel = channel
@@ -201,6 +204,9 @@ class Received:
     """`async with channel.areceive() as frame`: as `Receipt`, in a coroutine."""
 
     __slots__ = ("_channel", "item")
+
+    item: Receipt
+    """What was received, with `frame`, `meta`, `sequence`, `time` and `missed`."""
 
     def __init__(self, channel: Lender, side: Side | None, keep: Keeper | None = None) -> None:
         """Stand ready; `item` has the sequence, time, and so on, and keeps what shall not end before it."""
