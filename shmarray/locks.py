@@ -141,9 +141,10 @@ class ReadAccess(Access[T]):
 class Lock:
     """A `multiprocessing.Lock` that survives the death of its holder and travels through any queue.
 
-    Not re-entrant, and owned: only the thread that acquired it may release it. When a holder is killed the next gets the lock
-    within `guards.SLICE` seconds. Lives in a block; the lock object keeps it. Usable in `multiprocessing.Condition`. Raises
-    `GuardError` (a `ValueError`) for a second acquire by the same thread, or a release by another.
+    Not re-entrant, and owned: only the thread that acquired it may release it. When a holder is killed the next gets the lock, after
+    some 0.05 seconds of looking; with `Store(guard="multiprocessing")` it waits for ever. Lives in a block; the lock object keeps it.
+    Usable in `multiprocessing.Condition`. Raises `GuardError` (a `ValueError`) for a second acquire by the same thread that waits, or a
+    release by another.
 
     >>> import shmarray as sa
     >>> with sa.Store() as store:
@@ -169,7 +170,7 @@ class Lock:
         return self._guard.acquire(self._root, 0)
 
     def release(self) -> None:
-        """Let the lock go."""
+        """Let the lock go. Raises `GuardError` if this thread does not have it."""
         self._guard.release()
 
     def __enter__(self) -> bool:
@@ -183,7 +184,7 @@ class Lock:
         self.release()
 
     def holder(self) -> tuple[int, float] | None:
-        """Who holds the lock: pid and time since the epoch in seconds; None if nobody does."""
+        """Who holds the lock: its pid, and since when in seconds of the epoch; None if nobody does."""
         return self._guard.holder()
 
     def locked(self) -> bool:
@@ -245,7 +246,7 @@ class RLock(Lock):
     __slots__ = ()
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002  as in multiprocessing
-        """Take the lock, once more if this thread has it already."""
+        """Take the lock, once more if this thread has it already; false as of `Lock.acquire`."""
         # Without a depth this thread is in the midst of a change (`keepers`), into which nothing else may come.
         if self._is_mine() and self._guard.depth:
             flags.check_block(block)
@@ -257,7 +258,7 @@ class RLock(Lock):
         return True
 
     def release(self) -> None:
-        """Undo one acquire; the last lets the lock go."""
+        """Undo one acquire; the last lets the lock go. Raises `GuardError` if this thread does not have it."""
         if self._is_mine() and self._guard.depth > 1:
             self._guard.depth -= 1
         else:

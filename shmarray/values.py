@@ -288,7 +288,7 @@ class Array(_Synchronized):
 
     @property
     def raw(self) -> bytes:
-        """All bytes of an array of characters."""
+        """All bytes of an array of characters; of any other `AttributeError`."""
         return cast("bytes", self[:])
 
     @raw.setter
@@ -297,7 +297,7 @@ class Array(_Synchronized):
 
     @property
     def value(self) -> bytes:
-        """The text of an array of characters, up to the first NUL."""
+        """The text of an array of characters, up to the first NUL; of any other array `AttributeError`."""
         return self.raw.split(b"\0", 1)[0]
 
     @value.setter

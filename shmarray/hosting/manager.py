@@ -86,7 +86,9 @@ def _method(typeid: str) -> Any:
         return create(self._member, typeid, {}, args, kwds)
 
     functools.update_wrapper(make, getattr(SyncManager, typeid))
-    make.__doc__ = f"Make a {typeid} in the host; returns a proxy."
+    make.__doc__ = (
+        f"Make what `SyncManager.{typeid}` makes, in the host; returns a proxy. Raises `HostError`, `StoreClosedError`."
+    )
     return make
 
 

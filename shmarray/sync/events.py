@@ -47,7 +47,7 @@ class Event(objects.SharedObject):
         self._words[0] = 0
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the event is set; false after `timeout` seconds."""
+        """Wait until the event is set; false after `timeout` seconds. Raises `StoreClosedError` when the store ends."""
         deadline = objects.deadline_of(timeout)
         while not self._words[0]:
             if not self._wait_change(0, 0, deadline):

@@ -136,7 +136,10 @@ class Semaphore(rolls.Roll):
             self._move(index, 0, max(value, min(self._words[self._initial], value + held)))
 
     def release(self, n: int = 1) -> None:
-        """Give `n` permits; a bounded one raises `ValueError` if it then had more than it began with."""
+        """Give `n` permits; a bounded one raises `ValueError` if it then had more than it began with.
+
+        `ValueError` also for an `n` below one.
+        """
         if type(n) is not int:
             n = counts.check(n, "n")
         if n < 1:

@@ -206,6 +206,14 @@ def page() -> str:
     return re.sub(r"(?m)(^- .*)\n\n(?=- )", r"\1\n", "\n\n".join(parts)) + "\n"
 
 
+def _parents(kind: type) -> str:
+    """What a class is besides, and where the rest of its methods is told of: nearest parents on the page or of others."""
+    others = ("collections", "numpy", "multiprocessing")
+    known = [each for each in kind.__mro__[1:] if each in CLASSES or each.__module__.split(".")[0] in others]
+    near = [each for each in known if not any(issubclass(other, each) for other in known if other is not each)]
+    return " and ".join(f"`{each.__name__}`" for each in near)
+
+
 def _written(name: str, value: Any, known: dict[str, list[str]]) -> str:
     if is_field(value):
         kind, told = FIELDS[name]
@@ -215,8 +223,7 @@ def _written(name: str, value: Any, known: dict[str, list[str]]) -> str:
     if isinstance(value, type) and issubclass(value, BaseException):
         return f"### `{name}`\n\n{_error(value, known)}"
     if isinstance(value, type):
-        parents = [parent for parent in value.__mro__[1:] if parent in CLASSES]
-        above = f"Has also what `{parents[0].__name__}` has.\n\n" if parents else ""
+        above = f"Also a {_parents(value)}, with what that has.\n\n" if _parents(value) else ""
         called = ""
         if value is shmarray.Store:
             called = f"```python\n{signature('x.Store', value.__init__).removeprefix('x.').removesuffix(' -> None')}\n```\n\n"
