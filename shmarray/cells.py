@@ -87,15 +87,15 @@ _ref, _new = weakref.ref, weakref.ref.__new__
 
 def view_of(array: Any) -> View | None:
     """Find the cell that an array lies in; None if in none."""
-    base = getattr(array, "base", None)
+    root, base = array, getattr(array, "base", None)
     while base is not None and type(base) is not memoryview:
-        base = getattr(base, "base", None)
-    return None if base is None else _views.get(id(base.obj))
+        root, base = base, getattr(base, "base", None)
+    return None if base is None else _views.get(id(base.obj)) or _views.get(id(root))
 
 
 def over(root: Root) -> Root:
     """Give what arrays over a cell are made of: an array over a memoryview of its root."""
-    return _frombuffer(memoryview(root), _BYTE)
+    return _frombuffer(root.data, _BYTE)
 
 
 def view_at(root: Root) -> View:

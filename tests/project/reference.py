@@ -226,10 +226,12 @@ def _written(name: str, value: Any, known: dict[str, list[str]]) -> str:
         above = f"Also a {_parents(value)}, with what that has.\n\n" if _parents(value) else ""
         called = ""
         if value is shmarray.Store:
-            called = f"```python\n{signature('x.Store', value.__init__).removeprefix('x.').removesuffix(' -> None')}\n```\n\n"
+            called = (
+                f"```text\n{signature('x.Store', value.__init__).removeprefix('x.').removesuffix(' -> None')}\n```\n\n"
+            )
         return f"### `{name}`\n\n{called}{above}{prose(text_of(value))}"
     level = "####" if "." in name else "###"
-    return f"{level} `{name}`\n\n```python\n{signature(name, value)}\n```\n\n{prose(text_of(value))}"
+    return f"{level} `{name}`\n\n```text\n{signature(name, value)}\n```\n\n{prose(text_of(value))}"
 
 
 FIELDS = _fields()
