@@ -220,7 +220,8 @@ def test_a_child_forked_by_a_thread_at_work_goes_on(store: sa.Store) -> None:
 
 
 UNDER_WAY = """
-import os, pickle, sys, threading
+import os, pickle, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of forks in a program with threads, also of one that is just ending
 hooks = []
 os.register_at_fork(before=lambda: [hook() for hook in hooks])  # registered first, called last: all of ours have run
 import shmarray as sa
