@@ -26,13 +26,15 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     contents, smalls   what a block holds, in NumPy's terms; small arrays
     deletion, stocks, cells, slabs   ends on request; small arrays in cells of larger blocks, and who looks at them
     drafts, resting   a block in the making; one that waits for its next array
-    blocks          one block from birth to unlink
+    blocks, attachments   one block from birth to unlink; what this process has attached
+    idling          mappings that stay where nobody looks at them
     warm            memory of freed blocks that is used again
     memories, keeping, copying, blockfiles   one such file; handles; large copies; the file of a block
     founding, seats, membership, leasing, controls   opening a store; seats in slabs; taking part; its lease; reading any
     exhaustion      what to say when there is no more
     shields         keeping the cycle collector from a mapping
     reaper, slabfiles   who may remove which name, on what proof
+    reclaim, roots  memory of what was removed; what all views stand on
     _format         bytes and records, pure
     _os             the kernel
     errors          every error

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from shmarray import blockfiles, blocks, cellguards, cells, contents, deletion, membership, smalls, wholes
+from shmarray import blockfiles, blocks, cellguards, cells, contents, deletion, idling, membership, smalls, wholes
 from shmarray._format import control, header
 from shmarray._format.dtypes import decode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
 from shmarray._os import segments, words
+from shmarray.attachments import Block, known
 from shmarray.guards import guard_of
 from shmarray.locks import Lock, ReadAccess, WriteAccess
 
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
 
     from shmarray.guards import Guard
 
-
-_BYTE = np.dtype(np.uint8)
-_frombuffer, _ndarray, _Segment = np.frombuffer, np.ndarray, segments.Segment
+_frombuffer, _ndarray, _Segment, _Block = np.frombuffer, np.ndarray, segments.Segment, Block
 _load, _find_whole, _WHOLE = words.WORD_FORMAT.unpack_from, wholes.find, wholes.CACHE
+_BYTE, _again, _root_of, _KEPT = np.dtype(np.uint8), idling.again, idling.root_of, idling.KEPT
 _STORE_AT, _OPEN, _LIVE = control.STATE_AT, control.OPEN, header.LIVE
 
 
@@ -289,7 +289,7 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     """Load a handle: what a pickled view becomes. Raises as `blocks.attach` does."""
     block_key = BlockKey(*key)
     _, store, number, name, claim = key
-    segment = blocks.known(store, number, name)
+    segment = known(store, number, name)
     if segment is None:
         segment = blocks.attach(membership.join(block_key.store_key), block_key)
     elif claim is not None:
@@ -314,7 +314,7 @@ def _attach_small(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
 
 def of_whole(segment: segments.Segment, whole: wholes.Whole) -> SharedArray:
     """View all of a block of which it was noted what it looks like."""
-    return _new(SharedArray, whole.shape, whole.dtype, _frombuffer(segment, _BYTE), 0, whole.strides)
+    return _new(SharedArray, whole.shape, whole.dtype, contents.root_of(segment), 0, whole.strides)
 
 
 def _attach_whole(token: bytes, code: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> SharedArray:
@@ -324,9 +324,15 @@ def _attach_whole(token: bytes, code: str, shape: tuple[int, ...], strides: tupl
     if whole is not None:
         segment = whole()
         if segment is not None:
-            leases = segment.tag.member.leases
-            if leases and _load(leases[0], _STORE_AT)[0] == _OPEN and _load(segment, whole.state_at)[0] == _LIVE:
-                return _new(SharedArray, whole.shape, whole.dtype, _frombuffer(segment, _BYTE), 0, whole.strides)
+            tag, root = segment.tag, None
+            leases = tag.member.leases if type(tag) is _Block else None
+            if not leases:
+                root = _again(segment)
+            elif _load(leases[0], _STORE_AT)[0] == _OPEN and _load(segment, whole.state_at)[0] == _LIVE:
+                kept = tag.cache.get(_KEPT)
+                root = _frombuffer(segment, _BYTE) if kept is None else _root_of(segment, kept)
+            if root is not None:
+                return _new(SharedArray, whole.shape, whole.dtype, root, 0, whole.strides)
     return _attach_anew(token, code, shape, strides)
 
 

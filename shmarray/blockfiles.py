@@ -1,6 +1,7 @@
 """The file of a block, before and besides being attached.
 
-Owns: opening it, reading and checking its header, marking it deleted, telling whether a name leads to it.
+Owns: opening it, reading and checking its header, marking it deleted, telling whether a name leads to it; saying what is
+wrong with a file, or that there is none.
 Must not know: what this process has attached; what a description says.
 """
 
@@ -12,12 +13,18 @@ from typing import TYPE_CHECKING
 
 from shmarray import controls
 from shmarray._format import header as form
+from shmarray._format import kinds
 from shmarray._os import segments, words
-from shmarray.errors import CorruptBlockError
+from shmarray.errors import ArrayNotFoundError, CorruptBlockError
 
 if TYPE_CHECKING:
+    from shmarray._format.handle import BlockKey
     from shmarray._format.names import StoreKey
+    from shmarray.membership import Membership
 
+GONE = "is not there: it was deleted, or all who held it have gone"
+BY_NAME = -1
+"""The number in a key that means whichever block has the name now."""
 _TAIL = 1024  # one read fetches header and description of nearly every block
 
 
@@ -102,6 +109,24 @@ def read_header(fd: segments.Descriptor, size: int) -> form.Header:
         # No system call promises that eight bytes are written, or read, in one step.
         needed = form.meta_size(tail) + form.SIZE
         return form.unpack(segments.read(fd, needed, size - needed), size)
+
+
+def not_found(member: Membership, key: BlockKey, reason: str, meta: bytes = b"") -> ArrayNotFoundError:
+    """Describe a handle or name that leads to nothing, for whatever `reason`."""
+    noun = kinds.noun(meta)
+    what = f"the {noun} {key.name!r}" if key.name is not None else f"the anonymous {noun} of this handle"
+    if key.name is None:
+        remedy = f"Keep the {noun} alive until its handle has been loaded, or give it a name."
+    elif key.block == BY_NAME:
+        remedy = "list(store) shows what is there."
+    else:
+        remedy = f"Look it up again with store[{key.name!r}]; list(store) shows what is there."
+    return ArrayNotFoundError(
+        f"{what} {reason} in {member.label}",
+        remedy=remedy,
+        name=key.name,
+        store=member.control.name or f"{key.store:016x}",
+    )
 
 
 def corrupt(path: str, reason: str) -> CorruptBlockError:

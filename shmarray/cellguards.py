@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shmarray import blockfiles, blocks, cells, drafts, exhaustion, guards
+from shmarray import attachments, blockfiles, cells, drafts, exhaustion, guards
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._os import flocks, segments
@@ -61,7 +61,7 @@ def _find(view: View) -> segments.Segment | None:
             if head.block != view.number:
                 raise blockfiles.corrupt(path, "it is the guard of another array")
             segment = segments.map_shared(fd, info.st_size)
-            segment.tag = blocks.Block(
+            segment.tag = attachments.Block(
                 member, view.key, path, info.st_size, head.nbytes, head.meta, blockfiles.identity_of(info), {}
             )
             return segment

@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmarray import blocks, exhaustion, keeping, seats, slabs
+from shmarray import exhaustion, keeping, seats, slabs
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._format.handle import BlockKey
 from shmarray._os import endings, fences, processes, segments, words
+from shmarray.blockfiles import GONE, not_found
 from shmarray.errors import ShmArrayError
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ if TYPE_CHECKING:
     from shmarray.slabs import Slab
 
 Root = np.ndarray[Any, np.dtype[Any]]
-_BYTE = np.dtype(np.uint8)
-_frombuffer = np.frombuffer
+_BYTE, _frombuffer = np.dtype(np.uint8), np.frombuffer
 _PAUSE, _LOOK_AFTER, _PATIENCE = 20e-6, 0.05, 10.0  # seconds
 
 
@@ -151,7 +151,7 @@ def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | No
             view.offered = view.offered or offered
             return root
         if view.number == slab.word(cell, form.NUMBER):
-            raise blocks.not_found(member, BlockKey(member.key.uid, member.key.store, number, None, None), blocks.GONE)
+            raise not_found(member, BlockKey(member.key.uid, member.key.store, number, None, None), GONE)
         # Another thread's, of a handle to what is gone, which it is about to drop: it will strike out nothing of this one.
     if slab.stock is not None and slab.word(cell, form.ASKED):
         # In the midst of this thread's own asking, for the lock is held: who looks now is not to wait for the answer, but is one.
@@ -229,7 +229,7 @@ def attach(member: Membership, key: BlockKey) -> Root:
     with Here.lock:
         slab = slabs.attach(member, key, claim)
         if cell >= slab.layout.count:
-            raise blocks.not_found(member, key, "was never there")
+            raise not_found(member, key, "was never there")
         seat = current_seat(member)
         known = slab.views.get(cell)
         root = look(member, slab, cell, key.block, seat, offered=True)
@@ -245,7 +245,7 @@ def attach(member: Membership, key: BlockKey) -> Root:
         if is_there(slab, cell, key.block) and not (is_new and _is_alone(member, slab, cell, seat)):
             return root
     del root  # now, and not with the traceback
-    raise blocks.not_found(member, key, blocks.GONE)
+    raise not_found(member, key, GONE)
 
 
 def _is_alone(member: Membership, slab: Slab, cell: int, mine: Seat | None) -> bool:
@@ -299,7 +299,7 @@ def offer(view: View) -> BlockKey:
     except FileNotFoundError:
         if member.state() != layout.OPEN:
             raise member.closed_error() from None
-        raise blocks.not_found(member, view.key, "has been deleted") from None
+        raise not_found(member, view.key, "has been deleted") from None
     except OSError as error:
         exhaustion.explain(error, member.control.directory, 0)
         raise
@@ -310,7 +310,7 @@ def offer(view: View) -> BlockKey:
         if slab.word(view.cell, form.ASKED):
             _wait(slab, view.cell)
         if not is_live(view):
-            raise blocks.not_found(member, view.key, "has been deleted")
+            raise not_found(member, view.key, "has been deleted")
     except BaseException:
         segments.unlink(claim)
         raise

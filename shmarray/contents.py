@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from shmarray import copying, drafts
+from shmarray import copying, drafts, idling
 from shmarray._format import layouts, names
 from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
 from shmarray._format.handle import ViewSpec
@@ -25,7 +25,7 @@ from shmarray.errors import CorruptBlockError, DTypeError, ShmArrayError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shmarray.blocks import Block
+    from shmarray.attachments import Block
     from shmarray.membership import Membership
 
 
@@ -75,6 +75,8 @@ def inode_of(array: np.ndarray[Any, Any]) -> int:
 def root_of(segment: segments.Segment) -> np.ndarray[Any, Any]:
     """All data of a block as bytes; holds an export, so the mapping cannot end before it does."""
     block: Block = segment.tag
+    if (kept := cast("idling.Kept | None", block.cache.get(idling.KEPT))) is not None:
+        return idling.root_of(segment, kept)
     return np.frombuffer(segment, np.uint8, block.nbytes) if block.nbytes else np.frombuffer(segment, np.uint8)[:0]
 
 
@@ -285,13 +287,10 @@ def spec_of(view: np.ndarray[Any, Any], nbytes: int, own: np.dtype[Any] | None, 
     # What has as many bytes begins where it does; asking NumPy for the address is what costs.
     whole = view.nbytes == nbytes and view.flags.forc
     start = 0 if whole or not view.size else address_of(view) - address()
-    dtype = None if own is view.dtype or (own is not None and _same(own, view.dtype)) else encode_dtype(view.dtype)
+    same = own is view.dtype or (own is not None and encode_dtype(own) == encode_dtype(view.dtype))
+    dtype = None if same else encode_dtype(view.dtype)
     strides = None if view.flags.c_contiguous else view.strides
     return ViewSpec(start, view.shape, strides, dtype, view.flags.writeable)
-
-
-def _same(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
-    return bool(encode_dtype(one) == encode_dtype(other))
 
 
 def address_of(array: np.ndarray[Any, Any]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from shmarray import blockfiles, blocks, cells, reaper, resting
+from shmarray import attachments, blockfiles, cells, idling, reaper, reclaim, roots
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import segments, words
@@ -21,23 +21,27 @@ if TYPE_CHECKING:
 
 def delete(segment: segments.Segment) -> bool:
     """Remove an attached block's name, and the links in flight; false if it was deleted or replaced before."""
-    block: blocks.Block = segment.tag
-    if not blocks.is_live(segment):
+    block: attachments.Block = segment.tag
+    if not attachments.is_live(segment):
         return False
     try:
         section = block.member.changing()
     except StoreClosedError:
         return False
     try:
-        if not blocks.is_live(segment):
+        if not attachments.is_live(segment):
             return False
         # A replacer may have died between moving the name and marking this block: the name is then another's.
-        pool, removed = block.member.pool, False
+        pool, removed, memory = block.member.pool, False, None
         if blockfiles.leads_to(block.path, block.identity):
-            memory = None if pool is None else block.cache.get(blocks.WARM) or pool.named(block.path, block.identity)
-            removed = (memory is not None and pool.retire(memory, block.path)) or segments.unlink(block.path)
-        else:
-            memory = None
+            memory = (
+                None if pool is None else block.cache.get(attachments.WARM) or pool.named(block.path, block.identity)
+            )
+            removed = memory is not None and pool.retire(memory, block.path)
+            if not removed:
+                if block.key.name is not None and idling.KEPT not in block.cache:
+                    attachments.give_back_after(segment)
+                removed = segments.unlink(block.path)
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
         if memory is not None:
             pool.moved(memory)
@@ -50,8 +54,8 @@ def delete(segment: segments.Segment) -> bool:
 
 def delete_name(member: Membership, name: str) -> bool:
     """Remove the block of that name, whatever it is; false if there is none."""
-    mine = blocks.mapped(member.key.store, name)
-    if mine is not None and blocks.WARM in mine.tag.cache and delete(mine):
+    mine = attachments.mapped(member.key.store, name)
+    if mine is not None and attachments.WARM in mine.tag.cache and delete(mine):
         return True
     path = member.block_prefix + names.NAMED + names.encode(name)
     section = member.changing()
@@ -73,6 +77,8 @@ def delete_name(member: Membership, name: str) -> bool:
             blockfiles.mark_deleted(fd)
             if memory is not None:
                 pool.moved(memory)
+            else:
+                reclaim.give_back(fd, segments.status(fd).st_size)
         finally:
             fd.close()
     finally:
@@ -97,8 +103,8 @@ def _drop_claims(member: Membership, kind: str, *, kept: bool = True) -> int:
 
 def settle(member: Membership) -> None:
     """See to what this process has let go of: blocks whose end was cut short, and memory that others still had then."""
-    resting.settle()
-    blocks.settle()
+    roots.settle()
+    attachments.settle()
     cells.settle()
     cells.renew_seat(member)
     if member.pool is not None:

@@ -14,12 +14,13 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from shmarray import blockfiles, blocks, exhaustion, memories, reaper, warm
+from shmarray import attachments, blockfiles, exhaustion, memories, reaper, reclaim, warm
 from shmarray._format import control as layout
 from shmarray._format import guard, names
 from shmarray._format import header as form
 from shmarray._format.handle import BlockKey
 from shmarray._os import files, flocks, mutexes, processes, segments, words
+from shmarray.attachments import Block
 from shmarray.errors import ArrayExistsError, GuardError, StoreFullError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Draft:
         self._hold = member.require_open()
         if member.control.guard not in _GUARDS:
             raise _no_guard(member)
-        blocks.settle()
+        attachments.settle()
         reaper.settle()
         self.member = member
         self.nbytes = nbytes
@@ -202,7 +203,7 @@ class Draft:
     def map(self, name: str | None) -> segments.Segment:
         """Write the header, where there is none yet, and map the block."""
         key = self._key(name)
-        return blocks.register(*self._mapped(key, key.entry, segments.Segment))
+        return attachments.register(*self._mapped(key, key.entry, segments.Segment))
 
     def map_unlisted(self, entry: str, kind: type[segments.Segment] = segments.Segment) -> segments.Segment:
         """Map what is not to be found by its number: its file is called `entry`, and nobody removes it when it is unmapped."""
@@ -213,7 +214,7 @@ class Draft:
     def _key(self, name: str | None) -> BlockKey:
         return BlockKey(self.member.key.uid, self.member.key.store, self.block_id, name, None)
 
-    def _mapped(self, key: BlockKey, entry: str, kind: type[segments.Segment]) -> tuple[segments.Segment, blocks.Block]:
+    def _mapped(self, key: BlockKey, entry: str, kind: type[segments.Segment]) -> tuple[segments.Segment, Block]:
         path = self.member.block_prefix + entry
         if not self._reserved:
             # The data were written, which reserves; only what lies behind them is missing.
@@ -224,8 +225,8 @@ class Draft:
                 self._write_header()
             segment = segments.map_shared(self.fd, self.size, kind=kind)
         identity = blockfiles.identity_of(segments.status(self.fd))
-        cache: dict[str, object] = {} if self._memory is None else {blocks.WARM: self._memory}
-        return segment, blocks.Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, cache)
+        cache: dict[str, object] = {} if self._memory is None else {attachments.WARM: self._memory}
+        return segment, Block(self.member, key, path, self.size, self.nbytes, self.meta, identity, cache)
 
     def publish(self, segment: segments.Segment, *, replace: bool = False, sole: bool = False) -> None:
         """Make the block visible under its name, whole, in one step; `sole`: others may give one that name at the same time.
@@ -233,7 +234,7 @@ class Draft:
         Raises `ArrayExistsError` when the name is taken and `replace` is false, `StoreClosedError` when the store was closed
         meanwhile: whoever publishes looks again after linking, so a sweep at close misses nothing.
         """
-        block: blocks.Block = segment.tag
+        block: Block = segment.tag
         with exhaustion.explained(self.member.control.directory, self.size), self._store_may_end():
             self._shown = True
             if replace:
@@ -293,6 +294,8 @@ class Draft:
                     raise blockfiles.corrupt(path, os.strerror(error.errno or 0)) from None
                 if old is not None:
                     blockfiles.mark_deleted(old)
+                    if memory is None:
+                        reclaim.give_back(old, segments.status(old).st_size)
                 if memory is not None:
                     pool.moved(memory)
             finally:
@@ -330,7 +333,7 @@ class Draft:
         self._abandon(discard=not self._shown and self.window is None)
 
 
-def _exists(block: blocks.Block) -> ArrayExistsError:
+def _exists(block: Block) -> ArrayExistsError:
     return ArrayExistsError(
         f"an array called {block.key.name!r} is already in {block.member.label}",
         remedy=f"Replace it with store[{block.key.name!r}] = array, delete it first, or choose another name.",

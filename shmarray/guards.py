@@ -30,14 +30,14 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from shmarray import blocks
+from shmarray import attachments
 from shmarray._format import guard as form
 from shmarray._os import futexes, mutexes, processes, segments
 from shmarray.errors import GuardError
 from shmarray.guardwords import GuardWords
 
 if TYPE_CHECKING:
-    from shmarray.blocks import Block
+    from shmarray.attachments import Block
 
 SLICE = 0.05
 """Seconds of waiting after which signal handlers run and deaths are looked for."""
@@ -337,10 +337,10 @@ def generation() -> int:
 def guard_of(segment: segments.Segment) -> Guard:
     """Give the guard of a mapped block, the same one for every view in this process."""
     block: Block = segment.tag
-    guard = block.cache.get(blocks.GUARD)
+    guard = block.cache.get(attachments.GUARD)
     if guard is None:
         made = Guard(segment)
         if made._robust and mutexes.NOT_ROBUST:
             made = _Barred(segment)
-        guard = block.cache.setdefault(blocks.GUARD, made)
+        guard = block.cache.setdefault(attachments.GUARD, made)
     return guard  # type: ignore[return-value]  # setdefault may give another thread's, which is a Guard too

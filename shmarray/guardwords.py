@@ -14,7 +14,7 @@ from shmarray._format import header, kinds
 from shmarray._os import segments
 
 if TYPE_CHECKING:
-    from shmarray.blocks import Block
+    from shmarray.attachments import Block
 
 
 class GuardWords:

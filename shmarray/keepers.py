@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
-from shmarray import blocks, contents, keeping, objects, reaper, shields
+from shmarray import attachments, blocks, contents, keeping, objects, reaper, shields
 from shmarray._format import layouts, names
 from shmarray._format.handle import BlockKey
 from shmarray._os import late, segments
@@ -108,7 +108,7 @@ class Keeper(objects.SharedObject):
         return cls._over(objects.segment_of(shared))
 
     def _attached(self) -> None:
-        self._segment.tag.cache[blocks.KEEPS] = True
+        self._segment.tag.cache[attachments.KEEPS] = True
 
     @property
     def _segment(self) -> segments.Segment:

@@ -63,6 +63,7 @@ class Membership:
         self.founder = founder
         self._hold(leases)
         self.pool: Any = None  # the memory that the owner keeps warm, see `warm`
+        self.idle: Any = None  # what stays mapped here though nobody looks at it, see `idling`
         self.seat: Any = None  # this process's place in the tables of slabs, see `seats`
         self._slot: tuple[int, int, segments.Segment] | None = None
         self._slot_lock = threading.RLock()
@@ -258,7 +259,7 @@ class Membership:
     def leave(self) -> None:
         """Stop taking part; what this process has attached stays valid."""
         self._hold(())
-        self._slot = None
+        self._slot = self.idle = None
         if _joined.get(self.key) is self:
             del _joined[self.key]
             _near.pop(self.key.store, None)

@@ -21,15 +21,17 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from shmarray import reclaim
 from shmarray._os import flocks, processes, segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _all: dict[int, weakref.ref[Memory]] = {}
-# An entry for each fork under way; and what a memory that has crossed none since it was mapped shares with the list. Forks change both
-# by calls into C alone, which no exception of a signal handler can come before.
-_forking: list[None] = []
+# Forks change these lists by calls into C alone, which no exception of a signal handler can come before.
+forking: list[None] = []
+"""An entry for each fork under way: until it is over nothing is kept and nothing is used again, for other threads go on."""
+# What a memory that has crossed no fork since it was mapped shares with the list.
 _era: list[object] = []
 _SEASONED = 64  # uses after which a memory is put into large pages, which costs some times what filling it does
 _MERGED_IN = 32  # uses in which that is done
@@ -94,19 +96,24 @@ class Memory:
         self._uses = 0
         # Bytes from the beginning on that are in large pages, or cannot be; and how many fill such pages.
         self._merged, self._mergeable = 0, size // segments.LARGE_PAGE * segments.LARGE_PAGE if LARGE_PAGES else 0
-        self._begin()
+        self.begin()
         number = id(self)
         _all[number] = weakref.ref(self, functools.partial(_close, fd, self.identity, number))
         segments.keep_open(fd)  # only now: from here on nobody else closes it in a child
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Before it is mapped by this thread: what crosses a fork from now on does so with the mapping."""
-        era = next(iter(list(_era)), None)
-        if era is None:
+        self.begin_era()
+        self.hold()
+
+    def begin_era(self) -> None:
+        """Note that no fork came between this moment and now."""
+        try:
+            self._era = _era[0]
+        except IndexError:
             era = object()  # never one that was there before: a fork may have ended it just now
             _era.append(era)
-        self._era = era
-        self.hold()
+            self._era = era
 
     def hold(self) -> None:
         """Note that this thread is at work on it: another one that forks does not close it."""
@@ -122,8 +129,8 @@ class Memory:
 
     def taken(self) -> bool:
         """Begin to use it again; false if that cannot be."""
-        self._begin()
-        return not _forking and not self.is_seen()
+        self.begin()
+        return not forking and not self.is_seen()
 
     def is_seen(self) -> bool:
         """Take the exclusive lock; true if somebody maps it or has a handle to it, or it was removed."""
@@ -156,12 +163,13 @@ class Memory:
         """Whether there is still a view of the window: who was given one to fill the block may have kept it."""
         return (window := self.window) is not None and sys.getrefcount(window) > _UNSEEN
 
-    def is_there(self) -> bool:
-        """Whether the file still has a name."""
+    def links(self) -> int:
+        """How many names the file has; 0 also if the descriptor is another file's by now."""
         try:
-            return self.is_mine() and segments.status(self.fd).st_nlink > 0
-        except (OSError, ValueError):
-            return False
+            info = segments.status(self.fd)
+        except (OSError, ValueError):  # ValueError: closed by a fork in another thread
+            return 0
+        return info.st_nlink if (info.st_dev, info.st_ino) == self.identity else 0
 
     def let_go(self) -> None:
         """Stop keeping it. What is left of it is a block like any other, or nothing."""
@@ -170,6 +178,18 @@ class Memory:
         path, self.path = self.path, None
         if path is not None:
             segments.unlink(path)
+        self.close()
+
+    def drop(self) -> None:
+        """Let go of what is not mapped here any more, or is looked at by nobody: its memory goes too, if it has no name left."""
+        mine = not self.has_crossed() and not self.is_viewed()  # else its lock says nothing: a child has the same
+        self._era = object()
+        self.window = None
+        path, self.path = self.path, None
+        if path is not None:
+            segments.unlink(path)
+        if mine and self.is_mine():
+            reclaim.give_back(self.fd, self.size)
         self.close()
 
     def close(self) -> None:
@@ -199,11 +219,6 @@ def count() -> int:
     return len(_all)
 
 
-def is_forking() -> bool:
-    """Whether a fork is under way: until it is over nothing is kept and nothing is used again, for other threads go on."""
-    return bool(_forking)
-
-
 def _known() -> list[Memory]:
     return [memory for found in list(_all.values()) if (memory := found()) is not None]
 
@@ -215,7 +230,7 @@ def _before_fork() -> None:
     """
     for memory in _known():
         memory.window = None
-        # Looked at after `_forking` was lengthened: who is about to give it back has either held it before, or sees that and keeps nothing.
+        # Looked at after `forking` was lengthened: who is about to give it back has either held it before, or sees that and keeps nothing.
         if memory.state == "live":
             with contextlib.suppress(OSError):  # its name stays, a sweep removes it
                 memory.let_go()
@@ -232,7 +247,7 @@ def _close_all() -> None:
 # Before a fork what is registered last runs first, after it what is registered first. While one is under way nothing is kept and nothing
 # used again, for other threads go on; and what they have mapped meanwhile is of the era that ends with it.
 processes.around_fork(_before_fork, _era.clear)
-processes.around_fork(functools.partial(_forking.append, None), _forking.pop)
-processes.after_fork_in_child(_forking.clear)
+processes.around_fork(functools.partial(forking.append, None), forking.pop)
+processes.after_fork_in_child(forking.clear)
 processes.after_fork_in_child(_close_all)
 atexit.register(_close_all)

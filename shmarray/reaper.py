@@ -29,18 +29,18 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from shmarray import slabfiles
+from shmarray import reclaim, slabfiles
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format.header import DamagedError
 from shmarray._os import flocks, segments
+from shmarray.reclaim import open_own
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
 _owed: deque[str] = deque()
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
-_NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 _DOTS_OF_KEPT = 6  # in the name of a handle that lies in another block: shmarray.UID.STORE.h.BLOCK.RANDOM.KEEPER
 _UNHELD = (names.ANONYMOUS, names.TEMPORARY, names.WARM, names.SLAB)
 _STAYS = (names.CONTROL, names.CLAIM)
@@ -56,30 +56,12 @@ class Outcome(NamedTuple):
     reason: str
 
 
-def _open_own(path: str, uid: int) -> segments.Descriptor | None:
-    """Open a file of that user; None if it is not there, a symbolic link, not a file or another user's."""
-    try:
-        fd = segments.open_existing(path)
-    except OSError as error:
-        if error.errno in _NOT_OURS:
-            return None
-        raise
-    ours = False
-    try:
-        info = segments.status(fd)
-        ours = info.st_uid == uid and segments.is_regular(info)
-    finally:
-        if not ours:
-            fd.close()
-    return fd if ours else None
-
-
 def remove_if_unheld(path: str, uid: int, *, draft: bool = False) -> bool:
     """Remove a block if nobody maps it and no handle to it is in flight; false if it stays or is not there.
 
     The name of a draft is no handle, and may be the second name of a block that was just published.
     """
-    fd = _open_own(path, uid)
+    fd = open_own(path, uid)
     if fd is None:
         return False
     try:
@@ -199,10 +181,16 @@ def remove_blocks(directory: str, key: names.StoreKey) -> tuple[int, int]:
             info = segments.status_of(path)
         except FileNotFoundError:
             continue
+        fd = reclaim.open_large(path, key.uid, info.st_size) if kind.startswith(names.NAMED) else None
         try:
             removed = segments.unlink(path)
+            if fd is not None:
+                reclaim.give_back(fd, info.st_size)
         except OSError:
             continue  # a directory, or another user's file: it stays, the rest goes all the same
+        finally:
+            if fd is not None:
+                fd.close()
         if removed and not kind.startswith(names.IN_FLIGHT):
             count, size = count + 1, size + info.st_size
     return count, size
@@ -247,7 +235,7 @@ def release_name(fd: segments.Descriptor, uid: int, name: str | None) -> bool:
 def finish(path: str, uid: int) -> Outcome:
     """Remove a store, whole, if nobody takes part in it; `path` is any link to its control file. May be repeated."""
     nobody = names.control_file(os.path.basename(path)) or names.StoreKey(uid, 0)
-    fd = _open_own(path, uid)
+    fd = open_own(path, uid)
     if fd is None:
         there = segments.exists(path)
         reason = "it is not a file of this user" if there else ""
@@ -280,7 +268,7 @@ def _is_copy(fd: segments.Descriptor, key: names.StoreKey) -> bool:
 def _finish_locked(fd: segments.Descriptor, key: names.StoreKey, record: layout.Control) -> Outcome:
     claim = None
     if record.directory != segments.SHM_DIRECTORY:
-        claim = _open_own(claim_path(record.directory, key), key.uid)
+        claim = open_own(claim_path(record.directory, key), key.uid)
     try:
         if claim is not None and not flocks.try_exclusive(claim):
             return Outcome(key, removed=False, blocks=0, bytes=0, reason="a process holds its claim on the directory")
@@ -329,7 +317,7 @@ def _collect_claims(uid: int, directory: str) -> list[Outcome]:
         if key is None or not entry.endswith("." + names.CLAIM) or segments.exists(control_path(key)):
             continue
         path = os.path.join(directory, entry)
-        fd = _open_own(path, uid)
+        fd = open_own(path, uid)
         if fd is None:
             continue
         try:

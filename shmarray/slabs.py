@@ -21,12 +21,13 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from shmarray import blockfiles, blocks, drafts, exhaustion, reaper
+from shmarray import blockfiles, drafts, exhaustion, reaper
 from shmarray._format import control as layout
 from shmarray._format import header as header_form
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._os import flocks, processes, segments
+from shmarray.blockfiles import GONE, not_found
 from shmarray.errors import ArrayExistsError
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def attach(member: Membership, key: BlockKey, claim: str | None) -> Slab:
                 fd.close()
     if member.state() != layout.OPEN:
         raise member.closed_error()
-    raise blocks.not_found(member, key, blocks.GONE)
+    raise not_found(member, key, GONE)
 
 
 def _mapped(member: Membership, key: BlockKey, fd: segments.Descriptor, path: str) -> Slab:

@@ -256,9 +256,14 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         """Give the memory of freed arrays back to the system that is kept for the next ones; returns how many bytes.
 
         Of large arrays only the process that opened the store keeps any. It is given back by itself before `StoreFullError` is raised.
+        Large named arrays that this process has attached and let go of are unmapped too; they are mapped for the next time, and hold
+        memory only if they were deleted meanwhile.
         """
         member = self._open()
-        return stocks.trim(member.key.store) + (0 if member.pool is None else member.pool.trim())
+        given: int = stocks.trim(member.key.store)
+        for keeper in (member.pool, member.idle):
+            given += 0 if keeper is None else keeper.trim()
+        return given
 
     def close(self) -> None:
         """End the store, if this object opened it: every block is unlinked once. Any other: stop using it.

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from shmarray import arrays, blockfiles, blocks, contents, deletion, membership
+from shmarray import arrays, attachments, blockfiles, blocks, contents, deletion, membership
 from shmarray._format import counts
 from shmarray._format import trees as form
 from shmarray._format.handle import BlockKey
@@ -78,7 +78,7 @@ class SharedTree:
     @property
     def name(self) -> str | None:
         """Name of the whole tree in its store; None if it is anonymous."""
-        block: blocks.Block = self._segment.tag
+        block: attachments.Block = self._segment.tag
         return block.key.name
 
     @property

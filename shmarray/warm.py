@@ -71,12 +71,12 @@ class Pool:
         """Blocks that rest; what is dropped from the list ends as any other block."""
         self._uid = member.key.uid
         self._open = True
-        self.limit = _share(member) if limit is None else limit
+        self.limit = share(member) if limit is None else limit
         _pools.add(self)
 
     def is_here(self) -> bool:
         """Whether anything can be kept: the store is open, this is its owner, and no fork is under way."""
-        return self._open and self._owner == os.getpid() and not memories.is_forking()
+        return self._open and self._owner == os.getpid() and not memories.forking
 
     def takes(self, size: int) -> bool:
         """Say whether a block of that size is to be one whose memory can be used again."""
@@ -84,10 +84,9 @@ class Pool:
 
     def has_room(self) -> bool:
         """Say whether one file more can be kept; what was freed first, and was of no use just now, makes room for it."""
-        most = min(MOST, limits.descriptors()[0] // 4)
-        if memories.count() >= most and not self._drop_first(self._free) and self.resting.take_first():
+        if memories.count() >= most() and not self._drop_first(self._free) and self.resting.take_first():
             self._drop_first(self._free)
-        return memories.count() < most
+        return memories.count() < most()
 
     def take(self, size: int) -> Memory | None:
         """Give the memory freed last that fits, exclusively locked: the proof that nobody sees it. None if there is none."""
@@ -102,7 +101,7 @@ class Pool:
             if _fits(size, memory.size) and self._free.took(memory):
                 if memory.taken():
                     return memory
-                memory.let_go()
+                memory.drop()
         return None
 
     def rest(self, block: Sized) -> None:
@@ -181,7 +180,7 @@ class Pool:
             pass  # the store was swept, or a fork in another thread closed it
         if self._owner == os.getpid():
             with contextlib.suppress(OSError):
-                memory.let_go()
+                memory.drop()
         return False
 
     def _keep_named(self, memory: Memory, path: str) -> bool:
@@ -189,11 +188,11 @@ class Pool:
         memory.state = "named"
         before, self._named[path] = self._named.get(path), memory
         if before is not None:
-            before.let_go()
+            before.drop()
         while len(self._named) > _MOST_NAMED or sum(kept.size for kept in list(self._named.values())) > self.limit:
             oldest = next(iter(list(self._named)), "")
             if (kept := self._named.pop(oldest, None)) is not None:
-                kept.let_go()
+                kept.drop()
         if not self._open:
             self._forget(path, memory)
         return True
@@ -220,7 +219,7 @@ class Pool:
             return
         for path in list(self._named):  # keys alone: making tuples may start the collector, and with it `give_back`
             memory = self._named.get(path)
-            if memory is not None and not memory.is_there():
+            if memory is not None and not memory.links():
                 self._forget(path, memory)
         for memory in list(self._waiting):
             if self._waiting.took(memory):
@@ -233,11 +232,11 @@ class Pool:
 
     def _forget(self, path: str, memory: Memory) -> None:
         if self._named.pop(path, None) is memory:
-            memory.let_go()
+            memory.drop()
 
     def _drop(self, memory: Memory) -> None:
         """Let go of what others may still have: if they have not, this process was the last."""
-        memory.let_go()
+        memory.drop()
         if memory.own_path is not None:
             reaper.last_one_out(memory.own_path, self._uid)
 
@@ -296,6 +295,11 @@ class Pool:
         return memory.size
 
 
+def most() -> int:
+    """How many files this process may keep open, with those in use that it may keep then."""
+    return min(MOST, limits.descriptors()[0] // 4)
+
+
 def register(pool: Trimmed) -> None:
     """Have something else that keeps memory give it back when there is no more."""
     _pools.add(pool)
@@ -311,7 +315,7 @@ def _fits(size: int, kept: int) -> bool:
     return size <= kept <= size + size // _SLACK
 
 
-def _share(member: Membership) -> int:
+def share(member: Membership) -> int:
     """How much is kept where the user does not say."""
     share = limits.space(member.control.directory).total // _SHARE_OF_MEMORY
     if member.control.capacity is not None:

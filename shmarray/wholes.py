@@ -15,7 +15,7 @@ import struct
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from shmarray import blocks
+from shmarray import attachments
 from shmarray._format import header as form
 from shmarray._format.dtypes import encode_dtype
 from shmarray._format.handle import BlockKey
@@ -51,7 +51,7 @@ _tidy_at = [256]
 
 def note(segment: segments.Segment, array: np.ndarray[Any, Any]) -> Whole | None:
     """Note what all of a block looks like, if it has a name and holds elements of a simple kind."""
-    block: blocks.Block = segment.tag
+    block: attachments.Block = segment.tag
     key, code = block.key, encode_dtype(array.dtype)
     # Of an anonymous one each handle is another; a structure's dtype is a new object each time.
     if key.name is None or not isinstance(code, str):
@@ -62,7 +62,7 @@ def note(segment: segments.Segment, array: np.ndarray[Any, Any]) -> Whole | None
     whole.shape, whole.strides, whole.dtype = array.shape, array.strides, array.dtype
     whole.arguments = token, code, array.shape, None if array.flags.c_contiguous else array.strides
     if len(_known) >= _tidy_at[0]:
-        blocks.forget_dead(_known)
+        attachments.forget_dead(_known)
         _tidy_at[0] = 2 * len(_known) + 256
     _known[token] = block.cache[CACHE] = whole
     return whole

@@ -25,7 +25,9 @@ MAGIC = b"SHMARRAY"
 #: magic, version, flags, checksum, meta length, file size, data size, meta offset, store, block, pid, start, born
 _FIXED = struct.Struct("<8sHHIQQQQQQQQQ")
 _CRC_AT = 12
+_SIZES, _SIZES_AT = struct.Struct("<QQ"), 24  # of the file and of the data
 _IMMUTABLE = 128
+BLOCK_AT = 56
 STATE_AT = 128
 _STATE, _WORDS = struct.Struct("<Q"), struct.Struct("<QQQQ")
 EXPOSED_AT = STATE_AT + _STATE.size
@@ -153,6 +155,14 @@ def unpack(tail: bytes, size: int) -> Header:
         message = f"its state is {state:#x}, which is none"
         raise TornError(message)
     return Header(size, nbytes, store, block, pid, start, again or born, state, meta)
+
+
+def unseen(header: bytes) -> int:
+    """Read from a header how many bytes of data nobody may see who has no lease; 0 if the file's name was given out, or it is no header."""
+    if header[: len(MAGIC)] != MAGIC or header[EXPOSED_AT : EXPOSED_AT + _STATE.size] != _EXPOSURES[0]:
+        return 0
+    size, nbytes = _SIZES.unpack_from(header, _SIZES_AT)
+    return int(nbytes) if nbytes <= size else 0
 
 
 def again(now: int) -> tuple[int, int]:

@@ -12,6 +12,11 @@ ANY = "object"
 """What to call it as long as nobody has read its description."""
 
 
+def is_data(meta: bytes) -> bool:
+    """Say whether that describes an array or a tree, and no other kind of object; at a glance: false where it may be one."""
+    return b'"kind":' not in meta
+
+
 def noun(meta: bytes) -> str:
     """Give "array", "tree", or the name of another kind of shared object, as its class has it; `ANY` for what is no description.
 

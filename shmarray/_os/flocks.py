@@ -6,8 +6,8 @@ file description lock on one byte, also kept by a mapping: it says who a particu
 serialises short critical sections. The two kinds do not see each other.
 Must not know: which files exist and why.
 
-Never unlock: after a fork the description is shared, and an unlock in the child would drop the parent's lock. Locks end by
-closing and unmapping alone.
+Never unlock what a fork may have shared: the description is then the child's too, and an unlock would drop the lock of both. Such locks end
+by closing and unmapping alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class HasFileno(Protocol):
         """Number of its descriptor."""
 
 
+flock, TRY_SHARE = fcntl.flock, fcntl.LOCK_SH | fcntl.LOCK_NB
+"""For those who cannot afford a call: `flock(number, TRY_SHARE)` is `try_share`, but for its error."""
 _FLOCK = struct.Struct("hhqqi4x")
 _FIRST_MARK = 1 << 40  # beyond the end of every file of ours; locks may lie there
 PATIENCE = 10.0
@@ -68,6 +70,11 @@ def try_exclusive(fd: HasFileno) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(fd: HasFileno) -> None:
+    """Let go of the lease, or the exclusive lock, though the file stays mapped and open; never where a fork has shared the description."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def mark(fd: HasFileno, number: int) -> bool:

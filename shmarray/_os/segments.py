@@ -161,6 +161,13 @@ def open_existing(path: str, *, write: bool = True) -> Descriptor:
     return _opened(path, _EXISTING | (os.O_RDWR if write else os.O_RDONLY))
 
 
+def duplicate(fd: Descriptor) -> Descriptor:
+    """Have a second descriptor of the same open file description, with the locks that hang on it."""
+    again = next(map(Descriptor.fromfd, map(os.dup, (fd.fileno(),))))
+    _opener[again.fileno()] = threading.get_ident()
+    return again
+
+
 def status(fd: Descriptor) -> os.stat_result:
     """Size, link count, owner and identity of an open file."""
     return os.fstat(fd.fileno())
@@ -212,6 +219,10 @@ def write(fd: Descriptor, data: memoryview | bytes, offset: int) -> None:
 def read(fd: Descriptor, size: int, offset: int) -> bytes:
     """Read up to `size` bytes at `offset`."""
     return os.pread(fd.fileno(), size, offset)
+
+
+pread = os.pread
+"""For those who cannot afford a call: `read` by number."""
 
 
 def publish(fd: Descriptor, path: str, temporary: str | None = None) -> None:

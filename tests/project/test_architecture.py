@@ -18,7 +18,7 @@ PACKAGE = "shmarray"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "_os"),
     ("_format",),
-    ("slabfiles",),
+    ("slabfiles", "reclaim", "roots"),
     ("reaper", "exhaustion", "shields"),
     ("controls",),
     ("leasing",),
@@ -27,6 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("founding",),
     ("blockfiles", "copying", "keeping", "memories"),
     ("warm",),
+    ("idling",),
+    ("attachments",),
     ("blocks",),
     ("drafts", "resting"),
     ("slabs",),

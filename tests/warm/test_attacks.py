@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import shmarray as sa
-from shmarray import blocks, contents, memories, warm
+from shmarray import attachments, contents, memories, warm
 from shmarray._os import segments
 from tests.helpers import copies
 from tests.helpers.leaks import descriptors, shm_entries
@@ -24,7 +24,7 @@ from tests.helpers.tracing import Interrupted, Interrupter
 from tests.limits.small import run_in_small_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 N = 1000
 
@@ -39,7 +39,7 @@ def free(store: sa.Store, *, rests: bool = False) -> int:
     return contents.inode_of(array)
 
 
-ENDINGS = ("blocks.py", "warm.py", "memories.py", "resting.py")
+ENDINGS = ("attachments.py", "idling.py", "memories.py", "reclaim.py", "resting.py", "roots.py", "warm.py")
 
 
 def nothing_is_left(store: sa.Store, before: dict[int, str], where: str) -> None:
@@ -157,8 +157,8 @@ def test_no_fork_that_ended_is_forgotten_by_who_began_before_it(
     class Slow(list[object]):
         """What is read first of it was there before the fork that has just ended."""
 
-        def __iter__(self) -> Iterator[object]:
-            return iter([old.pop()] if old else list.copy(self))
+        def __getitem__(self, index: Any) -> Any:
+            return old.pop() if old else list.__getitem__(self, index)
 
     monkeypatch.setattr(memories, "_era", Slow())
     other = store.ones(N)
@@ -175,7 +175,7 @@ def test_a_fork_while_another_thread_gives_back_closes_nothing_under_its_hands(
     """Else the number, just asked for, would be that of a file of the user's when it is written to."""
     array = store.ones(N)
     assert array.lock is not None  # else it would rest
-    memory: Any = contents.block_of(array).cache[blocks.WARM]  # type: ignore[union-attr]  # it is in a block
+    memory: Any = contents.block_of(array).cache[attachments.WARM]  # type: ignore[union-attr]  # it is in a block
     real = segments.write
     seen: list[object] = []
 
@@ -423,15 +423,15 @@ def test_an_interruption_that_loses_a_mapping_just_made_comes_out(
     before, source = descriptors(), np.arange(float(N))
     if memory == "used before":
         free(store)
-    register = blocks.register
+    register = attachments.register
 
-    def lose(segment: segments.Segment, block: blocks.Block) -> segments.Segment:
+    def lose(segment: segments.Segment, block: attachments.Block) -> segments.Segment:
         register(segment, block)
         del segment, block
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(blocks, "register", lose)
+        patch.setattr(attachments, "register", lose)
         with pytest.raises(Interrupted):
             store.put(source)
     assert (store.put(source) == source).all()

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 N = 1000
-FILES = ("warm.py", "memories.py", "drafts.py", "deletion.py", "blocks.py", "resting.py")
+FILES = (
+    *("attachments.py", "blocks.py", "deletion.py", "drafts.py", "idling.py", "memories.py"),
+    *("reclaim.py", "resting.py", "roots.py", "warm.py"),
+)
 
 
 pytestmark = pytest.mark.usefixtures("small_is_kept")

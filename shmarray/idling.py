@@ -1,0 +1,244 @@
+"""Mappings that stay where nobody looks at them any more: whoever attaches the same array again takes no page fault.
+
+A process that attaches a large named block keeps the descriptor through which it took the lease. When its last view has gone the lease is
+let go of, and the mapping stays: it is *idle*, and nobody looks at it. Who attaches the block again takes the lease again, by the same
+descriptor, and then looks whether the file is still that block; if not, the mapping ends.
+
+Owns: which blocks are kept so, how many, when the lease is let go of, and the proof that the mapping may be looked at again.
+Must not know: how a block is found, opened and checked at first (`blocks`), NumPy, what is in it.
+
+Why it is safe:
+
+- The lease is let go of only when nothing in this process refers to the mapping but this module (CPython's count of references), and no
+  fork came while it was looked at: a child shares the lease, so unlocking would be for both. What crossed one ends as any other.
+- Before that is asked for the last time, the mapping's tag is exchanged. Whoever has got the mapping from a table of weak references reads
+  the tag after that: it sees the other one, and looks closer, or its reference was counted.
+- A block that is used again for another array, or was deleted, has another number or another state in its header; both are read with the
+  lease held. The page of the header is never given back as long as somebody maps it.
+- Memory does not stay for an idle mapping: whoever removes a block, or is the last to let go of a removed one, gives its memory back if the
+  kernel says that nobody has the lease (`reclaim.give_back`). Where the last one was killed, or has no descriptor, an idle mapping keeps
+  the memory until its process lets go of the next block, is short of memory, or leaves the store.
+- A SIGKILL leaves nothing: the kernel ends the mapping, and there is no lease.
+"""
+
+from __future__ import annotations
+
+import struct
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from shmarray import memories, roots, warm
+from shmarray._format import control
+from shmarray._format import header as form
+from shmarray._os import flocks, processes, segments, words
+
+if TYPE_CHECKING:
+    from shmarray.membership import Membership
+    from shmarray.memories import Memory
+
+MOST = 8
+"""Idle mappings of one store: each costs a descriptor."""
+KEPT = "kept"
+"""In the cache of a block that is mapped here: what lets its mapping stay."""
+# Two words, each of which is read in one step (`words`).
+_look = struct.Struct(f"Q{form.STATE_AT - form.BLOCK_AT - words.WORD}xQ").unpack_from
+_forking, _make = memories.forking, tuple.__new__
+_pread, _flock, _SHARE = segments.pread, flocks.flock, flocks.TRY_SHARE
+_over, _ref = roots.over, weakref.ref
+_UNSEEN = roots.ALONE + 1  # a variable
+_load, _STORE_AT, _OPEN = words.WORD_FORMAT.unpack_from, control.STATE_AT, control.OPEN
+
+
+class Marker:
+    """The tag of idle mappings of one store."""
+
+    __slots__ = ("home",)
+
+    def __init__(self, member: Membership) -> None:
+        """Stand for that store."""
+        self.home = weakref.ref(member)
+
+
+class Leaving:
+    """The tag of a mapping of which it is being found out whether it may be idle: says all that the block says."""
+
+    __slots__ = ("block",)
+
+    def __init__(self, block: Any) -> None:
+        """Stand for that block."""
+        self.block = block
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer who has got the mapping from a table before, and its lease with it."""
+        return getattr(self.block, name)
+
+
+class Idle:
+    """The idle mappings of one store, by the number of the object, first that which came first."""
+
+    __slots__ = ("__weakref__", "kepts", "limit", "marker")
+
+    def __init__(self, member: Membership) -> None:
+        """Begin with none."""
+        self.kepts: dict[int, Kept] = {}
+        self.marker = Marker(member)
+        self.limit: int = warm.share(member) if member.pool is None else member.pool.limit
+
+    def add(self, kept: Kept) -> None:
+        """Enter what is idle from now on; what came first, and is deleted or too much, goes."""
+        kepts = self.kepts
+        kepts[id(kept.segment)] = kept
+        for number in list(kepts):
+            one = kepts.get(number)
+            if one is None or one is kept:
+                continue
+            if len(kepts) <= MOST and sum(other.memory.size for other in list(kepts.values())) <= self.limit:
+                if not one.memory.links():
+                    self._end(number)
+                return
+            self._end(number)
+
+    def _end(self, number: int) -> int:
+        """Let a mapping end; returns how many bytes that gives back: those of what was deleted."""
+        kept = self.kepts.pop(number, None)
+        if kept is None:
+            return 0
+        there = kept.memory.links()
+        kept.memory.close()
+        return 0 if there else kept.memory.size
+
+    def trim(self) -> int:
+        """Let all mappings end; returns how many bytes that gives back."""
+        return sum(self._end(number) for number in list(self.kepts))
+
+
+_all: weakref.WeakSet[Idle] = weakref.WeakSet()
+
+
+class Kept:
+    """What lets the mapping of one block stay: the descriptor of its lease, and what is known of the block while it is idle."""
+
+    __slots__ = ("at", "expected", "facts", "fileno", "kind", "latest", "memory", "nbytes", "number", "root", "segment")
+
+    def __init__(self, memory: Memory, nbytes: int, number: int) -> None:
+        """Stand for a block with so many bytes of data, whose lease `memory` has."""
+        self.memory, self.nbytes = memory, nbytes
+        self.fileno, self.at = memory.fd.fileno(), memory.size - form.SIZE + form.BLOCK_AT
+        self.number, self.expected = number.to_bytes(words.WORD, "little"), (number, form.LIVE)
+        # While it is idle: the mapping, and what is known of the block; without the membership, so that it joins no store.
+        self.segment: segments.Segment | None = None
+        self.facts: tuple[Any, ...] = ()
+        self.kind: Any = None
+        self.root: Any = _no_root
+        self.latest = 0
+
+    def dropped(self, watch: roots.Watch) -> None:
+        """After a root has ended: let go of the lease if it was the last, and may be let go of. May be repeated."""
+        segment, memory = watch.segment, self.memory
+        tag = segment.tag
+        if memory.state != "live" or type(tag) is Marker:
+            return
+        block = tag.block if type(tag) is Leaving else tag
+        idle = block.member.idle
+        if idle is None or _forking or memory.has_crossed() or not block.member.is_open():
+            segment.tag = block
+            return
+        if roots.references(watch) <= _UNSEEN:
+            segment.tag = Leaving(block)
+            # Who had it from a table before is counted now, who comes later sees the other tag.
+            if roots.references(watch) <= _UNSEEN and memory.is_mine():
+                memory.hold()
+                self._leave(segment, block, idle)
+                return
+        segment.tag = block
+
+    def _leave(self, segment: segments.Segment, block: Any, idle: Idle) -> None:
+        """Let go of the lease. Where an exception comes in between, the mapping ends."""
+        memory = self.memory
+        segment.tag = idle.marker
+        flocks.unlock(memory.fd)
+        # The order matters: whoever removes the block looks at the lease after that.
+        if memory.links() == 0:
+            memory.drop()
+            return
+        block.cache.pop(KEPT, None)
+        self.facts, self.kind, self.segment = block[1:], type(block), segment
+        memory.state = "idle"
+        idle.add(self)
+
+
+def _no_root() -> None:
+    return None
+
+
+def begin(member: Membership, fd: segments.Descriptor, size: int, nbytes: int, number: int) -> Kept | None:
+    """Before a named block is mapped by this descriptor, whose lease it has: let the mapping stay; None if it is not worth that."""
+    if size < warm.SMALLEST or memories.count() >= warm.most() // 2 or _forking:
+        return None
+    idle = member.idle
+    if idle is None:
+        idle = member.idle = Idle(member)
+        _all.add(idle)
+        warm.register(idle)
+    if size > idle.limit:
+        return None
+    kept = Kept(memories.Memory(segments.duplicate(fd), size), nbytes, number)
+    kept.memory.state = "live"
+    return kept
+
+
+def root_of(segment: segments.Segment, kept: Kept) -> roots.Root:
+    """Give the root of such a block, the same one as long as there is any view of it."""
+    root: roots.Root | None = kept.root()
+    if root is None:
+        root = _over(segment, kept.nbytes, kept)
+        kept.root = _ref(root)
+    return root
+
+
+def wake(segment: segments.Segment) -> Kept | None:
+    """Begin to look at an idle mapping again; None if it cannot be: then it ends, or another thread has it."""
+    marker = segment.tag
+    member = marker.home() if type(marker) is Marker else None
+    if member is None or member.idle is None:
+        return None
+    kept: Kept | None = member.idle.kepts.pop(id(segment), None)
+    if kept is None:
+        return None
+    leases, memory, at = member.leases, kept.memory, kept.at
+    memory.begin_era()
+    try:
+        if (
+            not _forking
+            and leases
+            and _load(leases[0], _STORE_AT)[0] == _OPEN
+            and _pread(kept.fileno, 8, at)
+            == kept.number  # else the descriptor is another file's by now, and not to be locked
+            and _flock(kept.fileno, _SHARE) is None
+            and _look(segment, at) == kept.expected
+        ):
+            block: Any = _make(kept.kind, (member, *kept.facts))
+            kept.segment, kept.facts = None, ()
+            memory.state = "live"
+            segment.tag = block
+            block.cache[KEPT] = kept  # last: until then the mapping ends with an exception, and the lease with it
+            return kept
+    except OSError:
+        pass  # somebody has the exclusive lock; or the descriptor was closed by a fork: this is a child
+    memory.close()
+    return None
+
+
+def again(segment: segments.Segment) -> roots.Root | None:
+    """Begin to look at an idle mapping again, and give its root; None if it cannot be, or is not idle."""
+    kept = wake(segment)
+    return None if kept is None else root_of(segment, kept)
+
+
+def _forget() -> None:
+    """In a forked child: what is idle is the parent's. It is unmapped, and the descriptors, which share the parent's leases, are closed."""
+    for idle in list(_all):
+        idle.kepts.clear()
+
+
+processes.after_fork_in_child(_forget)

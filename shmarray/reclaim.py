@@ -1,0 +1,61 @@
+"""Memory of blocks that are removed.
+
+Owns: opening a file that is to be removed, if it is one of that user; giving the memory of a removed block back at once, though a process
+that looks at it no more still maps it (see `idling`).
+Must not know: who may remove what (`reaper`), what is in a block.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from shmarray._format import header
+from shmarray._os import flocks, segments
+
+_NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
+_WORTH = 1 << 16  # bytes: the memory of what is smaller may stay for as long as somebody maps it
+
+
+def open_own(path: str, uid: int) -> segments.Descriptor | None:
+    """Open a file of that user; None if it is not there, a symbolic link, not a file or another user's."""
+    try:
+        fd = segments.open_existing(path)
+    except OSError as error:
+        if error.errno in _NOT_OURS:
+            return None
+        raise
+    ours = False
+    try:
+        info = segments.status(fd)
+        ours = info.st_uid == uid and segments.is_regular(info)
+    finally:
+        if not ours:
+            fd.close()
+    return fd if ours else None
+
+
+def open_large(path: str, uid: int, size: int) -> segments.Descriptor | None:
+    """Open a block whose memory is worth giving back; None if it cannot be: then that ends with the last mapping."""
+    try:
+        return open_own(path, uid) if size >= _WORTH else None
+    except OSError:
+        return None
+
+
+def give_back(fd: segments.Descriptor, size: int) -> bool:
+    """After a block has lost its names: give the memory of its data back at once, though processes that look at it no more still map it.
+
+    Only if the kernel says that nobody has the lease, and nobody was told the file's name, which leads to a mapping without one. The
+    header stays, and says so. Takes the exclusive lock; true if the memory has gone. Never raises.
+    """
+    try:
+        if size < _WORTH or not flocks.try_exclusive(fd) or segments.status(fd).st_nlink:
+            return False
+        data = header.unseen(segments.read(fd, header.SIZE, size - header.SIZE))
+        if data:
+            # Before the lock is let go of: who had it open, or maps it idly, takes the lease only then, and looks at the state.
+            segments.write(fd, header.DELETED.to_bytes(8, "little"), header.state_offset(size))
+            segments.discard(fd, data // segments.PAGE * segments.PAGE)
+    except (OSError, ValueError):
+        return False
+    return data > 0
