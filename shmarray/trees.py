@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+import numpy as np
+
 from shmarray import arrays, attachments, blockfiles, blocks, contents, deletion, membership
 from shmarray._format import counts
 from shmarray._format import trees as form
@@ -19,8 +21,6 @@ from shmarray.locks import Lock, ReadAccess, WriteAccess
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    import numpy as np
 
     from shmarray._os import segments
     from shmarray.membership import Membership
@@ -147,6 +147,19 @@ class SharedMapping(SharedTree, Mapping[Any, Any]):
     def __iter__(self) -> Iterator[Any]:
         """Go through the keys, in their order."""
         return iter(self._node.keys())
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
+        """Raises `TypeError`: NumPy would take the keys for the data. As an object (`dtype=object`), NumPy gets the tree itself."""
+        if dtype is not None and np.dtype(dtype).kind == "O":
+            box = np.empty((), object)
+            box[()] = self
+            return box
+        keys = self._node.keys()
+        remedy = (
+            f"Take what is in it: tree[{keys[0]!r}], or list(tree.values())." if keys else "There is nothing in it."
+        )
+        message = f"a tree ({self._node.kind}) is no array\n{remedy}"
+        raise TypeError(message)
 
     __eq__ = object.__eq__  # comparing arrays gives arrays: equality of contents has no truth value
     __hash__ = object.__hash__

@@ -105,6 +105,31 @@ def test_a_tree_reads_like_its_outermost_container(store: sa.Store) -> None:
         layers[0] = 8
 
 
+def test_numpy_makes_no_array_of_the_keys_of_a_tree(store: sa.Store) -> None:
+    """What stands for a dict or a dataclass is refused, with what to take instead, also in a list; sequences are arrays as before."""
+    tree: Any = store.put({"w": np.ones(2), "b": np.zeros(2)})
+    record: Any = store.put(Fixed(np.arange(3), "last"))
+    numbered, nothing = store.put({0: np.ones(2), 1: np.zeros(2)}), store.put({})
+    acts: list[Any] = [np.asarray, np.sum, lambda value: np.multiply(value, 2), lambda value: np.array([value])]
+    remedies = [
+        (tree, r"tree\['w'\]"),
+        (record, r"tree\['numbers'\]"),
+        (numbered, r"tree\[0\]"),
+        (nothing, "nothing in it"),
+    ]
+    for value, remedy in remedies:
+        for act in [*acts, lambda value: np.asarray(value, float)]:
+            with pytest.raises(TypeError, match=remedy):
+                act(value)
+    with pytest.raises(TypeError, match="is no array"):
+        np.asarray(store.put([{"a": 1}, {"a": 2}]))
+    assert np.asarray(tree, dtype=object)[()] is tree
+    boxed = np.array([tree, record], dtype=object)
+    assert (boxed.shape, boxed[0] is tree, boxed[1] is record) == ((2,), True, True)
+    assert np.asarray(store.put([np.ones(2), np.zeros(2)])).tolist() == [[1, 1], [0, 0]]
+    assert np.asarray(store.put(Point(1, 2.5))).tolist() == [1, 2.5]
+
+
 def test_leaves_are_the_same_memory_wherever_they_are_reached(store: sa.Store) -> None:
     """Through the tree, a part of it, the unflattened structure or a pickle: one write is seen by all."""
     tree = store.put(model(), name="tree")
