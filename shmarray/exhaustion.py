@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 _SHOWN = 5
+_MOST_DIGITS = 3  # behind the point; where these do not do, all bytes are given
 _STEP = 1024
 _KINDS = (names.NAMED, names.ANONYMOUS, names.TEMPORARY, names.WARM, names.SLAB, names.GUARD)
 _LABELS = {names.WARM: "(kept warm)", names.SLAB: "(small arrays)", names.GUARD: "(lock of a small array)"}
@@ -37,7 +38,7 @@ class Holding(NamedTuple):
     nbytes: int
 
 
-def size_text(nbytes: int) -> str:
+def size_text(nbytes: int, digits: int = 1) -> str:
     """Write a number of bytes for people.
 
     >>> size_text(3 << 20)
@@ -45,10 +46,25 @@ def size_text(nbytes: int) -> str:
     """
     amount = float(nbytes)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if amount < _STEP:
-            return f"{nbytes} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
+        if round(amount, digits) < _STEP:  # never "1024.0 KiB", which looks like another amount than "1.0 MiB"
+            return f"{nbytes} bytes" if unit == "bytes" else f"{amount:.{digits}f} {unit}"
         amount /= _STEP
-    return f"{amount:.1f} TiB"
+    return f"{amount:.{digits}f} TiB"
+
+
+def distinct_texts(*sizes: int) -> list[str]:
+    """Write numbers of bytes for people who compare them: with so many digits that two that differ do not look the same.
+
+    >>> distinct_texts(64 << 20, (64 << 20) - 4096, 1 << 30)
+    ['64.000 MiB', '63.996 MiB', '1.000 GiB']
+    >>> distinct_texts(64 << 20, (64 << 20) - 1)
+    ['67,108,864 bytes', '67,108,863 bytes']
+    """
+    for digits in range(1, _MOST_DIGITS + 1):
+        texts = [size_text(size, digits) for size in sizes]
+        if len(set(texts)) == len(set(sizes)):
+            return texts
+    return [f"{size:,} bytes" for size in sizes]
 
 
 def holdings(directory: str, prefix: str) -> list[Holding]:
@@ -185,8 +201,9 @@ def full(
         )
     else:
         remedy = "Delete arrays or files there, or choose another directory=."
+    wanted, left, whole = distinct_texts(asked, free, total)
     return StoreFullError(
-        f"{what}: asked {size_text(asked)}, free {size_text(free)} of {size_text(total)} in "
+        f"{what}: asked {wanted}, free {left} of {whole} in "
         f"{'the capacity of the store' if used is not None else directory}; biggest arrays: {listing}",
         remedy=remedy,
         asked=asked,

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import re
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import shmarray as sa
+from shmarray import exhaustion
 from shmarray._os import segments
 from tests.limits import workers
 
@@ -89,6 +91,29 @@ def test_what_would_pass_the_capacity_is_refused_with_the_facts(place: str | Non
         assert (stats.capacity, stats.free, stats.drafts) == (CAPACITY, CAPACITY - used, 0)
         del store["big"], big, small
         assert store.zeros(150 * KIB, "u1").nbytes == 150 * KIB
+
+
+def test_sizes_that_differ_look_different(place: str | None) -> None:
+    """What does not fit by a few bytes: no message says that of 64.0 MiB 64.0 MiB are free and 64.0 MiB were asked for."""
+    with sa.Store(capacity=64 << 20, directory=place) as store:
+        error = refused(lambda: store.zeros(64 << 20, "u1"))
+        found = re.search(r"asked (.*), free (.*) of (.*) in the capacity", str(error))
+        assert found is not None, str(error)
+        assert error.asked > error.free == error.limit == 64 << 20
+        asked, free, limit = found.groups()
+        assert (asked != free, free) == (True, limit), str(error)
+        store.zeros(20, name="small")
+        found = re.search(
+            r"asked (.*), free (.*) of (.*) in the capacity", str(refused(lambda: store.zeros(64 << 20, "u1")))
+        )
+        assert found is not None
+        assert len(set(found.groups())) == 3, found.groups()
+    near = 1 << 40
+    assert exhaustion.distinct_texts(near, near - 1, near) == [
+        "1,099,511,627,776 bytes",
+        "1,099,511,627,775 bytes",
+        "1,099,511,627,776 bytes",
+    ]
 
 
 def test_what_was_freed_can_be_used_again_however_often(place: str | None) -> None:
