@@ -9,20 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 
-def check(value: object, what: str) -> bool:
+def check(value: object, what: str, besides: str = "") -> bool:
     """Give True or False; `what` is the argument's name. Raises `TypeError` for all else, such as "no", which is true in an `if`."""
     if not isinstance(value, (bool, np.bool_)):
-        message = f"{what} must be True or False, not {value!r}"
+        message = f"{what} must be True or False{besides}, not {value!r}"
         raise TypeError(message)
     return bool(value)
 
 
 def check_if_said(value: object, what: str) -> bool | None:
     """Give True or False, or None, for which this library decides. Raises `TypeError`."""
-    if value is not None and not isinstance(value, (bool, np.bool_)):
-        message = f"{what} must be True or False, or None for what is usual, not {value!r}"
-        raise TypeError(message)
-    return None if value is None else bool(value)
+    return None if value is None else check(value, what, ", or None for what is usual")
 
 
 def check_block(block: object, what: str = "block") -> bool:
