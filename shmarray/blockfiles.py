@@ -1,7 +1,7 @@
 """The file of a block, before and besides being attached.
 
-Owns: opening it, reading and checking its header, marking it deleted, telling whether a name leads to it; saying what is
-wrong with a file, or that there is none.
+Owns: opening it, reading and checking its header, marking it deleted, telling whether a name leads to it and what messages call it;
+saying what is wrong with a file, or that there is none.
 Must not know: what this process has attached; what a description says.
 """
 
@@ -127,6 +127,19 @@ def not_found(member: Membership, key: BlockKey, reason: str, meta: bytes = b"")
         name=key.name,
         store=member.control.name or f"{key.store:016x}",
     )
+
+
+def noun_at(key: StoreKey, path: str) -> str:
+    """What messages call that which has this name in that store; `kinds.ANY` where that cannot be told, or stands elsewhere."""
+    try:
+        fd = open_block(path)
+        try:
+            noun = kinds.noun(read_checked(key, fd, segments.status(fd), path).meta)
+        finally:
+            fd.close()
+    except OSError:
+        return kinds.ANY
+    return kinds.ANY if noun == kinds.REFERENCE else noun
 
 
 def corrupt(path: str, reason: str) -> CorruptBlockError:

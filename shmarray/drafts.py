@@ -335,7 +335,7 @@ class Draft:
 
 def _exists(block: Block) -> ArrayExistsError:
     return ArrayExistsError(
-        f"an array called {block.key.name!r} is already in {block.member.label}",
+        f"the {blockfiles.noun_at(block.member.key, block.path)} {block.key.name!r} is already in {block.member.label}",
         remedy=f"Replace it with store[{block.key.name!r}] = array, delete it first, or choose another name.",
         name=block.key.name,
     )

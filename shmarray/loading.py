@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from shmarray import arrays, contents, deletion, trees
-from shmarray._format import layouts, npy
+from shmarray import arrays, blockfiles, contents, deletion, trees
+from shmarray._format import layouts, names, npy
 from shmarray._format import trees as form
 from shmarray._format.dtypes import check_dtype
 from shmarray._os import files
@@ -67,8 +67,9 @@ def _label_of(file: Any) -> str:
 def _require_free(member: Membership, name: str | None, label: str) -> None:
     """Refuse a name that is taken before anything is read; publishing looks once more."""
     if name is not None and deletion.has_name(member, name):
+        noun = blockfiles.noun_at(member.key, member.block_prefix + names.NAMED + names.encode(name))
         raise ArrayExistsError(
-            f"an array called {name!r} is already in {member.label}; nothing of {label} was read",
+            f"the {noun} {name!r} is already in {member.label}; nothing of {label} was read",
             remedy=f"Delete it first, or choose another name; store[{name!r}] = store.load(...) replaces it.",
             name=name,
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmarray import contents, keepers, keeping, locks, objects
-from shmarray._format import layouts
+from shmarray._format import kinds, layouts
 from shmarray._os import segments
 from shmarray.errors import CorruptBlockError
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _ROOM = 2048  # a handle has some hundred bytes
 _BYTES = np.dtype(np.uint8)
-_KIND = "reference"
 
 
 def is_shared_object(value: object) -> bool:
@@ -48,7 +47,7 @@ def put(member: Membership, value: Any, name: str | None, *, replace: bool) -> A
 
     leaf = (_BYTES, layouts.Layout((_ROOM,), None, _ROOM))
     try:
-        contents.create(member, name, [leaf], fill=fill, kind=_KIND, replace=replace, keeps=True)
+        contents.create(member, name, [leaf], fill=fill, kind=kinds.REFERENCE, replace=replace, keeps=True)
     except BaseException:
         for link in made:
             segments.unlink(link)
@@ -70,4 +69,4 @@ def _open(segment: segments.Segment) -> Any:
             ) from None
 
 
-objects.add_kind(_KIND, _open)
+objects.add_kind(kinds.REFERENCE, _open)

@@ -11,6 +11,9 @@ import json
 ANY = "object"
 """What to call it as long as nobody has read its description."""
 
+REFERENCE = "reference"
+"""The kind of a block that is a name for an object which was made without one, and stands in another block."""
+
 
 def is_data(meta: bytes) -> bool:
     """Say whether that describes an array or a tree, and no other kind of object; at a glance: false where it may be one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import shmarray as sa
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 MADE: dict[str, tuple[str, Callable[[sa.Store, str | None], Any]]] = {
     "lock": ("Lock", lambda store, name: store.Lock(name=name)),
@@ -50,6 +52,35 @@ def test_who_enters_a_lock_twice_is_told_of_the_re_entrant_one() -> None:
             with lock, pytest.raises(sa.GuardError) as caught:
                 lock.acquire()
             assert remedy in caught.value.remedy
+
+
+def test_messages_about_a_name_that_is_taken_say_by_what(tmp_path: Path) -> None:
+    """Whatever is to get the name, also from a file; a name for an object made without one tells only that there is one."""
+    made: dict[str, Callable[[sa.Store, str | None], Any]] = dict(MADE.values())
+    made |= {
+        "Channel": lambda store, name: store.channel(3, name=name),
+        "Queue": lambda store, name: store.Queue(name=name),
+        "Event": lambda store, name: store.Event(name=name),
+        "object": lambda store, name: store.__setitem__(str(name), store.dict(a=1)),
+    }
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones(3))
+    with sa.Store() as store:
+        for noun, make in made.items():
+            keep = make(store, noun)
+            takers: list[Callable[[Any], Any]] = [
+                lambda name: store.zeros(3, name=name), lambda name: store.Lock(name=name),
+                lambda name: store.load(path, name=name), lambda name: store.channel(3, name=name),
+            ]  # fmt: skip
+            for take in takers:
+                with pytest.raises(sa.ArrayExistsError, match=f"^the {noun} {noun!r} is already in ") as caught:
+                    take(noun)
+                assert caught.value.name == noun
+                del caught
+            del keep
+        os.truncate(f"/dev/shm/{store.zeros(3, name='damaged').block_name}", 1000)
+        with pytest.raises(sa.ArrayExistsError, match=r"^the object 'damaged' is already in "):
+            store.ones(3, name="damaged")
 
 
 def test_messages_about_what_was_deleted_say_what_it_was() -> None:
