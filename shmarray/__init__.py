@@ -32,7 +32,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     memories, keeping, copying, blockfiles   one such file; handles; large copies; the file of a block
     founding, seats, membership, leasing, controls   opening a store; seats in slabs; taking part; its lease; reading any
     exhaustion      what to say when there is no more
-    shields         keeping the cycle collector from a mapping
+    shields, scopes   keeping the cycle collector from a mapping; managers of blocks that are taken for what they give
     reaper, slabfiles   who may remove which name, on what proof
     reclaim, roots  memory of what was removed; what all views stand on
     _format         bytes and records, pure

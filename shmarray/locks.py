@@ -9,7 +9,7 @@ from __future__ import annotations
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from shmarray import blocks, cellguards, cells, guards, membership, shields
+from shmarray import blocks, cellguards, cells, guards, membership, scopes, shields
 from shmarray._format import flags, slab
 from shmarray._format.handle import BlockKey
 from shmarray._os import futexes
@@ -26,7 +26,7 @@ _here = guards.Process
 L = TypeVar("L", bound="Lock")
 
 
-class Access(Generic[T]):
+class Access(scopes.Scope, Generic[T]):
     """A `with` block inside which this thread has access to what a block holds; gives the value to work with.
 
     Once out of the block, the value must not be used: views outlive their guard, and nothing can stop them.
@@ -69,6 +69,7 @@ class WriteAccess(Access[T]):
     """Exclusive access."""
 
     __slots__ = ("_heal",)
+    _opening = "with a.write() as view"
 
     def __init__(self, guard: Guard, value: T, timeout: float | None, *, heal: bool) -> None:
         """Stand ready; with `heal`, poisoned data are entered, and declared sound by a clean exit."""
@@ -112,6 +113,7 @@ class ReadAccess(Access[T]):
     """Shared access."""
 
     __slots__ = ()
+    _opening = "with a.read() as view"
 
     def __enter__(self) -> T:
         """Acquire; raises `GuardTimeoutError`, `PoisonedError`, `GuardError`."""

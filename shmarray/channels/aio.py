@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 from queue import Empty, Full, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from shmarray import guards, objects
+from shmarray import guards, objects, scopes
 from shmarray._format import channel as form
 from shmarray._os import late, processes
 from shmarray.channels.loans import Loan, Receipt
@@ -171,10 +171,21 @@ async def _until_slot(channel: Lender, seen: int) -> None:
     await _waiter(channel._flow, form.FREED, form.PUTTERS).changed(seen, channel._array)
 
 
-class Loaned:
+class _AsyncScope(scopes.Scope):
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # which finds fault with it where it is not there, as it shall
+
+        def __await__(self) -> NoReturn:
+            """Raises `TypeError`."""
+            raise TypeError(self._objection("cannot be awaited", ""))
+
+
+class Loaned(_AsyncScope):
     """`async with channel.aloan() as frame`: as `Loan`, in a coroutine."""
 
     __slots__ = ("_channel", "loan")
+    _opening = "async with channel.aloan() as frame"
 
     loan: Loan
     """The slot, with `meta` and, after the block, `published`."""
@@ -200,10 +211,11 @@ class Loaned:
         self.loan.__exit__(kind, error, trace)
 
 
-class Received:
+class Received(_AsyncScope):
     """`async with channel.areceive() as frame`: as `Receipt`, in a coroutine."""
 
     __slots__ = ("_channel", "item")
+    _opening = "async with channel.areceive() as frame"
 
     item: Receipt
     """What was received, with `frame`, `meta`, `sequence`, `time` and `missed`."""

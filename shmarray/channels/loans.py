@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmarray import guards, objects
+from shmarray import guards, objects, scopes
 from shmarray._format import channel as form
 from shmarray.errors import ChannelClosedError, GuardError
 
@@ -28,7 +28,7 @@ _NOTHING: list[int] = []
 """What all have in hand who have nothing in hand; nothing is ever put into it."""
 
 
-class Loan:
+class Loan(scopes.Scope):
     """A `with` block that fills a slot in place; the item is published when it ends, and dropped when an exception ends it.
 
     The array is the slot itself: once out of the block it must not be written any more.
@@ -38,6 +38,7 @@ class Loan:
         *("_channel", "_generation", "_got", "_hold", "_lengths", "_shape"),
         *("_short", "_timeout", "meta", "published"),
     )
+    _opening = "with channel.loan() as frame"
 
     meta: Any
     """What goes with the item; may be set inside the block. Anything that pickles into the channel's `meta_bytes`."""
@@ -126,7 +127,7 @@ class Loan:
             self._channel._lends.append(hold)
 
 
-class Receipt:
+class Receipt(scopes.Scope):
     """A `with` block that reads an item in place; its slot goes back when it ends.
 
     The arrays are the slot itself, not writable: what is to be kept must be copied.
@@ -147,6 +148,7 @@ class Receipt:
         "sequence",
         "time",
     )
+    _opening = "with channel.receive() as frame"
 
     meta: Any
     """What the producer gave with the item; None if nothing."""
@@ -193,6 +195,11 @@ class Receipt:
         except BaseException:
             self._leave()
             raise
+
+    def _objection(self, problem: str, used: str) -> str:
+        if self._got:
+            return f"{type(self).__name__} {problem}: the data are its frame\nWrite `item.frame{used}`."
+        return super()._objection(problem, used)
 
     def _wait(self, short: Taking, deadline: float | None) -> bool:
         """Wait the short way; false if that does not do."""

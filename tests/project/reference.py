@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 import shmarray
-from shmarray import cli
+from shmarray import cli, scopes
 from tests.project.contents import COMMAND_LINE, GROUPS
 from tests.project.test_architecture import sources
 from tests.project.test_public_api import TAKEN_OVER
@@ -49,6 +49,8 @@ def members(kind: type) -> dict[str, Any]:
     for parent in kind.__mro__:
         if (parent in CLASSES and parent is not kind) or parent.__module__.split(".")[0] != "shmarray":
             continue
+        if parent is scopes.Scope:
+            continue  # what all of its kind refuse
         if any(issubclass(known, parent) for known in CLASSES if known is not kind and issubclass(kind, known)):
             continue  # what it has from there, the parent on the page has shown
         for name, value in vars(parent).items():

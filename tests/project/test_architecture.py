@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "_os"),
     ("_format",),
     ("slabfiles", "reclaim", "roots"),
-    ("reaper", "exhaustion", "shields"),
+    ("reaper", "exhaustion", "shields", "scopes"),
     ("controls",),
     ("leasing",),
     ("membership",),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import shmarray
-from shmarray import channels, managed, memory, queues, sync
+from shmarray import channels, managed, memory, queues, scopes, sync
 from tests.project import reference
 from tests.project.test_public_api import TAKEN_OVER
 
@@ -45,7 +45,11 @@ def _silent(there: dict[str, Any]) -> list[str]:
 
 def _unshown(kind: type, there: dict[str, Any]) -> set[str]:
     """Public members that a class has from the package, and that neither it nor a parent shows."""
-    parents = [parent for parent in kind.__mro__ if parent.__module__.split(".")[0] == "shmarray"]
+    parents = [
+        parent
+        for parent in kind.__mro__
+        if parent.__module__.split(".")[0] == "shmarray" and parent is not scopes.Scope
+    ]
     if issubclass(kind, BaseException):
         return set()
     return {
