@@ -66,7 +66,7 @@ class _Keyed(journals.Container):
         self._change(decide)
 
 
-class SharedDict(_Keyed, MutableMapping[Any, Any]):
+class SharedDict(_Keyed, journals.Locked, MutableMapping[Any, Any]):
     """A `multiprocessing.Manager().dict()` in shared memory: no manager is asked, and it survives whoever uses it.
 
     Keys and values are whatever can be pickled; arrays of a store go in as handles, which keep them. What one gets is one's own copy,
@@ -210,7 +210,8 @@ class SharedDict(_Keyed, MutableMapping[Any, Any]):
 class Namespace(_Keyed):
     """A `multiprocessing.Manager().Namespace()` in shared memory: what one process sets as an attribute, all see.
 
-    As with a manager's, an attribute whose name begins with an underscore belongs to this object alone, and does not travel.
+    As with a manager's, an attribute whose name begins with an underscore belongs to this object alone, and does not travel. All other
+    names are shared attributes, `name` and `unlink` too: it has no methods.
 
     >>> import shmarray as sa
     >>> with sa.Store() as store:

@@ -77,10 +77,6 @@ class Container(objects.SharedObject):
         self._read_to = 0
         self._forget()
 
-    def get_lock(self) -> RLock:
-        """A lock that keeps every other process from the container: for changes that depend on what is there."""
-        return RLock(self._array, self._guard)
-
     def _described(self, within: str, describe: Callable[[], str]) -> str:
         """Put what is in the container into `within`, in the place of its dots; they stay where that is being said already.
 
@@ -289,6 +285,20 @@ class Container(objects.SharedObject):
                 self._keeper.give_back(parcel)
             raise
         return parcels
+
+
+class Locked(Container):
+    """A container whose users can reach its lock; a namespace's names are all for what is in it."""
+
+    __slots__ = ()
+
+    def get_lock(self) -> RLock:
+        """A lock that keeps every other process from the container: for changes that depend on what is there.
+
+        Every call takes it for microseconds, and waits for it without end: beside a process that was stopped (SIGSTOP) with it, until
+        that one goes on or dies. Who must not wait so long takes it before, with `get_lock().acquire(timeout=...)`.
+        """
+        return RLock(self._array, self._guard)
 
 
 def _text(argument: Any) -> bytes:

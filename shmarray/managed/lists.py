@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _APPEND, _SET, _INSERT, _DELETE, _ORDER = range(5)
 
 
-class SharedList(journals.Container, MutableSequence[Any]):
+class SharedList(journals.Locked, MutableSequence[Any]):
     """A `multiprocessing.Manager().list()` in shared memory: no manager is asked, and it survives whoever uses it.
 
     Elements are whatever can be pickled; arrays of a store go in as handles, which keep them. What one gets is one's own copy, as

@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import signal
+from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
@@ -282,6 +283,53 @@ def test_who_is_killed_with_the_lock_held_stops_nobody() -> None:
         with table.get_lock():
             table["n"] = table["n"] + 1
         assert table == {"n": 3}
+
+
+def test_a_lock_with_a_timeout_is_the_way_past_who_was_stopped_with_it() -> None:
+    """A process stopped in the midst of a change: whoever takes the lock with a timeout is told; with the lock, every call goes through."""
+    with sa.Store() as store:
+        table, row, held = store.dict(n=1), store.list([1]), store.Semaphore(0)
+
+        def hold(shared: Any) -> None:
+            def stop() -> None:
+                held.release()
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+            shared._within(stop)
+
+        containers: list[Any] = [table, row]
+        pids = [deaths.in_child(partial(hold, shared)) for shared in containers]
+        for _ in pids:
+            assert held.acquire(timeout=20)
+        for shared, pid in zip(containers, pids, strict=True):
+            assert not shared.get_lock().acquire(timeout=0.05)
+            assert shared.get_lock().holder()[0] == pid
+            os.kill(pid, signal.SIGCONT)
+            assert reap(pid) == 0
+        assert table.get_lock().acquire(timeout=20)
+        assert row.get_lock().acquire(timeout=20)
+        try:
+            table["n"] += 1
+            table.update(m=LARGE)
+            assert (table.pop("n"), table.setdefault("k", 3), table.items()) == (2, 3, [("m", LARGE), ("k", 3)])
+            row.append(2)
+            row.sort(reverse=True)
+            assert (row.pop(), row[:], len(row), list(row)) == (1, [2], 1, [2])
+            assert reap(deaths.in_child(lambda: os._exit(table.get_lock().acquire(block=False)))) == 0
+        finally:
+            row.get_lock().release()
+            table.get_lock().release()
+        assert reap(deaths.in_child(lambda: table.update(n=1))) == 0
+        assert (table["n"], row[:]) == (1, [2])
+
+
+def test_the_names_of_a_namespace_are_all_its_users() -> None:
+    """Those of the methods of other shared objects too: none of them is in the way of an attribute, or mistaken for one."""
+    with sa.Store() as store:
+        shared: Any = store.Namespace(get_lock=1)
+        shared.name, shared.unlink = 2, 3
+        assert (shared.get_lock, shared.name, shared.unlink) == (1, 2, 3)
+        assert not hasattr(type(shared), "get_lock")
 
 
 def test_memory_does_not_grow_with_the_number_of_changes() -> None:
