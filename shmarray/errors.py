@@ -39,6 +39,7 @@ class ShmArrayError(Exception):
 
     Every fact is also an attribute (`error.name`, `error.path`, ...).
 
+    >>> from shmarray import ShmArrayError
     >>> error = ShmArrayError("the cup is empty", remedy="Fill it.", litres=0)
     >>> error.litres
     0
