@@ -136,6 +136,8 @@ class Channel(bindings.Binding):
         """
         if block is not True:
             block = flags.check_block(block)
+        if timeout is not None and block:
+            objects.deadline_of(timeout)  # a wrong one shows now, and not first when no slot is free
         now = self._put_now
         if (
             now is not None
@@ -182,6 +184,8 @@ class Channel(bindings.Binding):
         """Take the next item as a private copy. Raises as `receive`."""
         if block is not True:
             block = flags.check_block(block)
+        if timeout is not None and block:
+            objects.deadline_of(timeout)
         now = self._get_now if self._generation == _here.generation else None
         if now is not None and (item := now(None)) is not None:
             return item

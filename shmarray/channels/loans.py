@@ -46,7 +46,9 @@ class Loan(scopes.Scope):
     """After the block: whether others get it. False with `full="drop-new"` when there was no room."""
 
     def __init__(self, channel: Lender, timeout: float | None, shape: Any, meta: Any) -> None:
-        """Stand ready; nothing is claimed before the `with` block begins."""
+        """Stand ready; nothing is claimed before the `with` block begins. Raises as `futexes.deadline_of` does."""
+        if timeout is not None and type(timeout) is not int:
+            objects.deadline_of(timeout)  # a wrong one shows now, and not first when no slot is free
         self._channel = channel
         self._timeout = timeout
         self._shape = shape
@@ -160,7 +162,12 @@ class Receipt(scopes.Scope):
     """Of a broadcast: how many items were dropped, for this subscription, since the one before."""
 
     def __init__(self, channel: Lender, side: Side | None, timeout: float | None, keep: Keeper | None = None) -> None:
-        """Stand ready; nothing is taken before the `with` block begins. `keep` is what ends when it is dropped, and its slots with it."""
+        """Stand ready; nothing is taken before the `with` block begins. `keep` is what ends when it is dropped, and its slots with it.
+
+        Raises as `futexes.deadline_of` does.
+        """
+        if timeout is not None and type(timeout) is not int:
+            objects.deadline_of(timeout)
         self._channel = channel
         self._keep = keep
         self._side = side

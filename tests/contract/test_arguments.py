@@ -18,6 +18,8 @@ import shmarray as sa
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shmarray.channels import Channel
+
 NO_NUMBERS: list[Any] = ["3", 1.5, None, [2], True, b"4"]
 NO_TIMEOUTS: list[tuple[Any, type[Exception]]] = [
     ("1", TypeError),
@@ -34,6 +36,17 @@ def refused(kind: type[BaseException], word: str, act: Callable[[], object]) -> 
     assert type(caught.value) is kind
     assert word in str(caught.value), str(caught.value)
     del caught  # the frames of its traceback keep what was made
+
+
+def uses(channel: Channel, item: Any) -> list[Callable[[Any], object]]:
+    """Give what one does with a channel up to a timeout, none of which has to wait now."""
+    channel.put(item)
+    return [
+        channel.loan,
+        channel.receive,
+        lambda timeout: channel.put(item, timeout=timeout),
+        lambda timeout: channel.get(timeout=timeout),
+    ]
 
 
 def left(store: sa.Store) -> list[str]:
@@ -83,6 +96,12 @@ def test_a_timeout_is_a_number_of_seconds(memory_store: sa.Store) -> None:
         for wrong, kind in NO_TIMEOUTS:
             for act in waits:
                 refused(kind, "timeout must be a number of seconds", partial(act, wrong))
+    free = [act for size in (3, 1 << 17) for act in uses(memory_store.channel(size, slots=2), np.ones(size))]
+    heard = memory_store.channel(3, mode="broadcast").subscribe()
+    free += [heard.receive, lambda timeout: heard.get(timeout=timeout)]
+    for wrong, kind in NO_TIMEOUTS:
+        for act in free:
+            refused(kind, "timeout must be a number of seconds", partial(act, wrong))
     assert repr(condition).endswith(", 0)>")  # nobody was left among those who wait
     with array.write(timeout=np.float64(0.5)), lock:
         pass
