@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import numpy as np
 
 from shmarray import objects
+from shmarray._format import counts
 from shmarray.locks import Lock, RLock
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ def _character(value: Any) -> bytes:
             return bytes([number])
     message = f"one byte, as bytes, bytearray or number, is expected, not {value!r}"
     raise TypeError(message)
+
+
+def _place(index: Any) -> Any:
+    """Read where in an array: to NumPy True and None would be all of it, and a list several elements. Raises `TypeError`."""
+    return index if isinstance(index, slice) else counts.position(index, "the position in an Array")
 
 
 class _Synchronized(objects.SharedObject):
@@ -259,6 +265,8 @@ class Array(_Synchronized):
 
     def __getitem__(self, index: Any) -> Any:
         """Read an element, or a slice as a list."""
+        if type(index) is not int:
+            index = _place(index)
         with self._lock:
             if self._is_text():
                 found = self._array.view(np.uint8)[index]
@@ -269,6 +277,8 @@ class Array(_Synchronized):
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write an element or a slice."""
         dtype = self._array.dtype
+        if type(index) is not int:
+            index = _place(index)
         with self._lock:
             if not isinstance(index, slice):
                 self._array[index] = _fitting(dtype, value)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import operator
 
-_MOST = (1 << 63) - 1  # what a word holds
+MOST = (1 << 63) - 1
+"""What a word holds."""
 
 
 def check(number: object, what: str) -> int:
@@ -16,7 +17,7 @@ def check(number: object, what: str) -> int:
     if isinstance(number, bool):
         raise _no_number(number, what)
     checked = position(number, what)
-    if not -_MOST <= checked <= _MOST:
+    if not -MOST <= checked <= MOST:
         message = f"{what} must be a number of at most 64 bits, and {checked} is not"
         raise OverflowError(message)
     return checked

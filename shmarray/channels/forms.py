@@ -14,7 +14,7 @@ import numpy as np
 from shmarray import contents
 from shmarray._format import layouts
 from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
-from shmarray.errors import ShapeError
+from shmarray.errors import DTypeError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,6 +127,8 @@ class Form:
 
     def check(self, value: Any) -> tuple[Any, tuple[int, ...]]:
         """Make of what a user puts an array, or a dict of them, that fits; and the lengths that vary. Raises as `put` does."""
+        if value is None or (self.is_single and isinstance(value, Mapping)):
+            raise _no_item(value)
         if self.is_single:
             array = self._checked(self.fields[0], value)
             return array, self.lengths(array.shape) if self._loose else ()
@@ -196,6 +198,18 @@ def _fits(field: Field, shape: tuple[int, ...]) -> bool:
 
 def _what(field: Field) -> str:
     return "an item of this channel" if field.name is None else f"the field {field.name!r} of an item of this channel"
+
+
+def _no_item(value: object) -> DTypeError:
+    if value is None:
+        summary = "None is no item of a channel"
+        remedy = (
+            "Nobody needs to send a sentinel: close() of the last producer ends the stream, and end() does so at once."
+        )
+    else:
+        summary = f"an item of this channel is one array, not a {type(value).__name__}"
+        remedy = "Make the channel with fields, store.channel({name: (shape, dtype), ...}), or give what is no array as meta=."
+    return DTypeError(summary, remedy=remedy, dtype="object", field="")
 
 
 def _unfit(field: Field, shape: tuple[int, ...]) -> ShapeError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from shmarray import objects
 from shmarray._format import control, counts, flags
+from shmarray._os import futexes
 from shmarray.sync import rolls
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Semaphore(rolls.Roll):
     def release(self, n: int = 1) -> None:
         """Give `n` permits; a bounded one raises `ValueError` if it then had more than it began with.
 
-        `ValueError` also for an `n` below one.
+        `ValueError` also for an `n` below one, `OverflowError` where there would be more than 64 bits can say.
         """
         if type(n) is not int:
             n = counts.check(n, "n")
@@ -146,13 +147,18 @@ class Semaphore(rolls.Roll):
             message = f"n must be one or more, not {n}"
             raise ValueError(message)
         self._within(functools.partial(self._give, n))
-        self._wake(self._value, n)
+        self._wake(self._value, min(n, futexes.EVERYONE))
 
     def _give(self, n: int) -> None:
         self._settle()
         if self._bounded and self._words[self._value] + n > self._words[self._initial]:
             message = "semaphore or lock released too many times"
             raise ValueError(message)
+        if self._words[self._value] + n > counts.MOST:
+            message = (
+                f"n must be a number that a semaphore can count up to from {self._words[self._value]}, and {n} is not"
+            )
+            raise OverflowError(message)
         for left in range(n, 0, -1):
             index = self._one_who_holds()
             if index is None:

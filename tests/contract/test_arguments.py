@@ -129,6 +129,11 @@ def test_what_else_is_wrong_is_named(memory_store: sa.Store) -> None:
         (TypeError, "action must be callable", lambda: store.Barrier(2, 5)),  # type: ignore[arg-type]
         (TypeError, "n must be a whole number", lambda: store.Semaphore(1).release("2")),  # type: ignore[arg-type]
         (TypeError, "n must be a whole number", lambda: store.Condition().notify(1.5)),  # type: ignore[arg-type]
+        (OverflowError, "n must be a number", lambda: store.Semaphore(1).release((1 << 63) - 1)),
+        (OverflowError, "n must be a number", lambda: store.Semaphore(0).release(1 << 70)),
+        (TypeError, "the position in an Array", lambda: store.Array("i", 3)[None]),
+        (TypeError, "the position in an Array", lambda: store.Array("i", 3).__setitem__(None, 1)),
+        (TypeError, "the position in an Array", lambda: store.Array("i", 3)[[0, 1]]),
         (TypeError, "position in a ShareableList", lambda: store.ShareableList([1, 2])[0.5]),  # type: ignore[index]
         (TypeError, "position in a ShareableList", lambda: store.ShareableList([1, 2])["0"]),  # type: ignore[index]
         (TypeError, "the position in a list", lambda: store.put([1, 2])["0"]),
@@ -146,6 +151,14 @@ def test_what_else_is_wrong_is_named(memory_store: sa.Store) -> None:
         refused(kind, word, act)
     assert not hasattr(sa.Store, "Odd")
     assert [store.put([7, 8])[True], store.ShareableList([7, 8])[True]] == [8, 8]  # as of lists
+    numbers = store.Array("i", [7, 8])
+    numbers[True] = 9
+    assert (numbers[:], numbers[True]) == ([7, 9], 9)
+    semaphore = store.Semaphore(0)
+    semaphore.release((1 << 63) - 1)
+    refused(OverflowError, "n must be", semaphore.release)
+    assert (semaphore.get_value(), semaphore.acquire(timeout=1)) == ((1 << 63) - 1, True)
+    del numbers, semaphore
     assert left(store) == []
 
 
@@ -157,6 +170,17 @@ def test_a_mapping_that_is_no_dict_is_not_taken_for_its_keys(memory_store: sa.St
         refused(sa.DTypeError, "dict(...)", partial(memory_store.put, value))
         refused(sa.DTypeError, "dict(...)", partial(memory_store.__setitem__, "y", value))
     assert list(memory_store) == ["x"]
+
+
+def test_what_is_no_item_of_a_channel_is_told_what_to_do_instead(memory_store: sa.Store) -> None:
+    """A sentinel, as for a queue, and a dict where the channel has one array: no advice about what a store can keep."""
+    plain, fields = memory_store.channel(3), memory_store.channel({"a": (3, "f8")})
+    for channel in (plain, fields):
+        refused(sa.DTypeError, "close()", partial(channel.put, None))
+        refused(sa.DTypeError, "close()", partial(channel.put_nowait, None))
+    refused(sa.DTypeError, "one array, not a dict\nMake the channel with fields", partial(plain.put, {"a": [1, 2, 3]}))
+    refused(TypeError, "the fields 'a'", partial(fields.put, np.ones(3)))
+    assert [channel.qsize() for channel in (plain, fields)] == [0, 0]
 
 
 def test_what_a_store_makes_has_no_place_in_a_tree(memory_store: sa.Store) -> None:
