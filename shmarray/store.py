@@ -179,7 +179,11 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         return objects.open_segment(segment)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Publish a value under a name, replacing what is there in one step: readers see the old or the new, whole."""
+        """Publish a value under a name, replacing what is there in one step: readers see the old or the new, whole.
+
+        What is published is a copy. So `store["x"] += 1` adds to the array that is there, and then replaces it by a copy of itself, which
+        those who have it do not see. To change what they see: `a = store["x"]; a += 1`.
+        """
         self._put(value, names.check(name), replace=True)
 
     @exhaustion.explaining

@@ -50,6 +50,13 @@ class SharedTree:
     _node: form.Node
     _path: tuple[Any, ...]
 
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Raises `TypeError`: a store makes trees."""
+        message = (
+            f"a {type(self).__name__} is made by store.put, of a dict, list, tuple, namedtuple or dataclass of arrays"
+        )
+        raise TypeError(message)
+
     @classmethod
     def _over(cls, root: np.ndarray[Any, Any], node: form.Node, path: tuple[Any, ...]) -> Self:
         tree = cls.__new__(cls)

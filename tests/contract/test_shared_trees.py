@@ -105,6 +105,13 @@ def test_a_tree_reads_like_its_outermost_container(store: sa.Store) -> None:
         layers[0] = 8
 
 
+def test_a_tree_is_made_by_a_store_alone() -> None:
+    """Whoever calls the class is told so, and gets no object without a block."""
+    for given in ((), ({"a": np.ones(3)},)):
+        with pytest.raises(TypeError, match=r"store\.put"):
+            sa.SharedTree(*given)
+
+
 def test_numpy_makes_no_array_of_the_keys_of_a_tree(store: sa.Store) -> None:
     """What stands for a dict or a dataclass is refused, with what to take instead, also in a list; sequences are arrays as before."""
     tree: Any = store.put({"w": np.ones(2), "b": np.zeros(2)})
