@@ -15,6 +15,7 @@ from queue import Empty, Full
 from typing import TYPE_CHECKING, Any, Self
 
 from shmarray import keepers, objects, reaper
+from shmarray._format import counts
 from shmarray._os import late, segments
 from shmarray.queues import lines, shelves
 
@@ -194,6 +195,8 @@ class Connection(objects.Shareable):
         """Send bytes, from `offset` on, `size` of them; `ValueError` if there are not so many."""
         pipe, line = self._side(reads=False)
         view = memoryview(buf).cast("B")
+        offset = counts.position(offset, "offset")
+        size = None if size is None else counts.position(size, "size")
         if offset < 0 or (size is not None and size < 0):
             message = "offset and size must not be negative"
             raise ValueError(message)
@@ -205,7 +208,7 @@ class Connection(objects.Shareable):
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         """Receive the bytes of the next message; more than `maxlength` are an `OSError`, and lost."""
-        if maxlength is not None and maxlength < 0:
+        if maxlength is not None and counts.position(maxlength, "maxlength") < 0:
             message = "negative maxlength"
             raise ValueError(message)
         pipe, kind, data = self._receive()
@@ -219,8 +222,9 @@ class Connection(objects.Shareable):
         """Receive the bytes of the next message into a buffer; returns how many. `BufferTooShort` carries what did not fit."""
         target = memoryview(buf).cast("B")
         if target.readonly:
-            message = f"the buffer is read-only ({type(buf).__name__}): give a bytearray or an array"  # before a message is taken
+            message = f"the buffer is read-only ({type(buf).__name__}): give a bytearray or an array"
             raise TypeError(message)
+        offset = counts.position(offset, "offset")  # before a message is taken
         if not 0 <= offset <= len(target):
             message = f"offset {offset} is not within a buffer of {len(target)} bytes"
             raise ValueError(message)

@@ -162,6 +162,22 @@ def test_what_else_is_wrong_is_named(memory_store: sa.Store) -> None:
     assert left(store) == []
 
 
+def test_a_message_stays_in_its_pipe_where_an_argument_is_wrong(memory_store: sa.Store) -> None:
+    """What tells where, or how much, is a whole number: looked at before anything is taken or sent, and before waiting."""
+    ends: tuple[Any, Any] = memory_store.Pipe()
+    one, other = ends
+    wrongs: list[Any] = ["3", 1.5, math.nan, [1], b"x"]
+    for wrong in wrongs:
+        for take in (one.recv_bytes, partial(one.recv_bytes_into, bytearray(9))):
+            refused(TypeError, "must be a whole number", partial(take, wrong))
+    other.send_bytes(b"abc")
+    for wrong in wrongs:
+        refused(TypeError, "offset must be a whole number", partial(one.recv_bytes_into, bytearray(9), wrong))
+        refused(TypeError, "offset must be a whole number", partial(other.send_bytes, b"abc", wrong))
+        refused(TypeError, "size must be a whole number", partial(other.send_bytes, b"abc", 0, wrong))
+    assert (one.recv_bytes(np.int64(3)), one.poll()) == (b"abc", False)
+
+
 def test_a_mapping_that_is_no_dict_is_not_taken_for_its_keys(memory_store: sa.Store) -> None:
     """NumPy makes an array of the keys of some, and the values would be lost."""
     memory_store["x"] = np.ones(2)
