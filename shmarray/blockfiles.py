@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from shmarray import controls
 from shmarray._format import header as form
-from shmarray._format import kinds
+from shmarray._format import kinds, names
 from shmarray._os import segments, words
 from shmarray.errors import ArrayNotFoundError, CorruptBlockError
 
@@ -130,16 +130,30 @@ def not_found(member: Membership, key: BlockKey, reason: str, meta: bytes = b"")
 
 
 def noun_at(key: StoreKey, path: str) -> str:
-    """What messages call that which has this name in that store; `kinds.ANY` where that cannot be told, or stands elsewhere."""
+    """What messages call that which has this name in that store; `kinds.ANY` where that cannot be told."""
     try:
-        fd = open_block(path)
-        try:
-            noun = kinds.noun(read_checked(key, fd, segments.status(fd), path).meta)
-        finally:
-            fd.close()
+        noun, inode = _noun_of(key, path)
+        if noun != kinds.REFERENCE:
+            return noun
+        # The object that the name was given to hangs on a link of the name's; where there are several, it has others with it.
+        directory, _ = os.path.split(path)
+        found = [
+            entry
+            for entry in segments.entries(directory, key.prefix + names.IN_FLIGHT)
+            if names.keeper_of(entry[len(key.prefix) :]) == inode
+        ]
+        return _noun_of(key, os.path.join(directory, found[0]))[0] if len(found) == 1 else kinds.ANY
     except OSError:
         return kinds.ANY
-    return kinds.ANY if noun == kinds.REFERENCE else noun
+
+
+def _noun_of(key: StoreKey, path: str) -> tuple[str, int]:
+    fd = open_block(path)
+    try:
+        info = segments.status(fd)
+        return kinds.noun(read_checked(key, fd, info, path).meta), info.st_ino
+    finally:
+        fd.close()
 
 
 def corrupt(path: str, reason: str) -> CorruptBlockError:

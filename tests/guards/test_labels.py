@@ -55,13 +55,15 @@ def test_who_enters_a_lock_twice_is_told_of_the_re_entrant_one() -> None:
 
 
 def test_messages_about_a_name_that_is_taken_say_by_what(tmp_path: Path) -> None:
-    """Whatever is to get the name, also from a file; a name for an object made without one tells only that there is one."""
+    """Whatever is to get the name, also from a file; of an object named afterwards that has others with it, only that there is one."""
     made: dict[str, Callable[[sa.Store, str | None], Any]] = dict(MADE.values())
     made |= {
         "Channel": lambda store, name: store.channel(3, name=name),
         "Queue": lambda store, name: store.Queue(name=name),
         "Event": lambda store, name: store.Event(name=name),
-        "object": lambda store, name: store.__setitem__(str(name), store.dict(a=1)),
+        "dict": lambda store, name: store.__setitem__(str(name), store.dict(a=store.ones(3))),
+        "list": lambda store, name: store.__setitem__(str(name), store.list([1])),
+        "object": lambda store, name: store.__setitem__(str(name), store.Condition(store.Lock())),
     }
     path = tmp_path / "a.npy"
     np.save(path, np.ones(3))
