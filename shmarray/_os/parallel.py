@@ -3,8 +3,10 @@
 Owns: how many threads there are to be, starting them for one deed, waiting for them.
 Must not know: what the work is.
 
-No thread outlives the deed that it was started for, so a fork between two deeds finds none. They are started and waited for by calls into
-C, and not by `threading.Thread`, which an exception of a signal handler can leave half started, and what it was to work on with it.
+No thread outlives the deed that it was started for, but for the moment that it takes to end, for which a fork waits: so a fork between
+two deeds finds none, and Python, which warns of forks beside other threads from 3.12 on, is silent. They are started and waited for by
+calls into C, and not by `threading.Thread`, which an exception of a signal handler can leave half started, and what it was to work on
+with it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from __future__ import annotations
 import _thread
 import os
 from collections import deque
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
+
+from shmarray._os import processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,6 +26,8 @@ _MOST = 4  # by then it is the memory that all wait for
 _SETTING = os.environ.get("SHMARRAY_COPY_THREADS", "")
 _SLICE = 0.1  # seconds after which a child looks whether it is one
 _start_thread = _thread.start_new_thread
+_ending: deque[int] = deque(maxlen=16)  # threads that have nothing more to do, by the kernel's numbers
+_MOMENT = 0.5  # seconds for which a fork waits for them at most: a number may be another thread's by now
 
 
 def cores() -> int:
@@ -107,6 +114,7 @@ class _Crew:
 def _run(work: list[Callable[[], None]], over: list[_thread.LockType], end: _thread.LockType) -> None:
     """Do it. Whoever waits for the end finds that nothing of it is held any more."""
     work.pop()()
+    _ending.append(_thread.get_native_id())
     over.append(end)  # first: who was interrupted when it had just seen the end finds it here
     end.release()
 
@@ -117,3 +125,14 @@ def _next(take: Callable[[], int]) -> int | None:
         return take()
     except IndexError:
         return None
+
+
+def _see_off() -> None:
+    """Before a fork: wait until threads that have nothing more to do have gone for the kernel as well."""
+    until = monotonic() + _MOMENT
+    while (thread := _next(_ending.popleft)) is not None:
+        while os.path.exists(f"/proc/self/task/{thread}") and monotonic() < until:
+            sleep(1e-4)
+
+
+processes.around_fork(_see_off, list)

@@ -173,6 +173,41 @@ def test_a_child_forked_by_a_signal_handler_in_the_midst_does_what_the_others_wo
     assert set(childs) == set(range(10))
 
 
+def test_a_fork_after_the_deed_finds_no_other_thread() -> None:
+    """What a thread still has to do to end after its deed is waited for, and Python has nothing to warn of."""
+    script = """
+import os, threading, time
+there = []
+
+def look():
+    there.append(len(os.listdir("/proc/self/task")))
+
+os.register_at_fork(before=look)  # registered first, called last before the fork
+from shmarray._os import parallel
+
+class Slow:
+    def __del__(self):
+        time.sleep(0.05)  # the thread has nothing more to do, and is still there
+
+mine = threading.local()
+met = threading.Barrier(2)
+
+def theirs(piece):
+    mine.slow = Slow()
+    met.wait(30)
+    return True
+
+look()
+parallel.share([1, 2], lambda piece: met.wait(30), theirs, 2)
+pid = os.fork()
+if pid == 0:
+    os._exit(0)
+os.waitpid(pid, 0)
+print(there[1] - there[0])
+"""
+    assert run_script(script).expect() == "0\n"
+
+
 @pytest.mark.parametrize(("said", "cores", "expected"), [("", 1, 1), ("", 3, 3), ("", 64, 4), ("7", 2, 7), ("0", 2, 2)])
 def test_there_are_as_many_threads_as_cores_up_to_four_or_as_the_environment_says(
     said: str, cores: int, expected: int
