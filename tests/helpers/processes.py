@@ -29,6 +29,9 @@ Result = TypeVar("Result")
 
 READY = "SHMARRAY_TESTREADY_FD"
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+FORKS = "ignore:This process:DeprecationWarning"
+"""From 3.12 on Python warns of forks beside other threads. One that was joined counts until the kernel, too, is done with it, and NumPy's
+BLAS has some, which it ends in the fork: whether a script that forks is warned of is chance. `-W error` comes after it, and holds."""
 _DYING = 5.0
 _CALL = "import pickle, sys\nfunction, args = pickle.load(sys.stdin.buffer)\nfunction(*args)\n"
 
@@ -57,6 +60,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     if spec is not None and spec.submodule_search_locations:
         places.insert(0, os.path.dirname(next(iter(spec.submodule_search_locations))))
     result = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places)), "PYTHONFAULTHANDLER": "1"}
+    result["PYTHONWARNINGS"] = ",".join(filter(None, [result.get("PYTHONWARNINGS"), FORKS]))
     result.update(extra or {})
     return result
 

@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from tests.helpers.processes import Finished, run_command
+from tests.helpers.processes import FORKS, Finished, run_command
 
 _MOUNT = 'mount -t tmpfs -o "$1" none /dev/shm && shift && exec "$@"'
 
@@ -36,4 +36,6 @@ def run_in_small_memory(source: str, options: str = "size=64m", *, timeout: floa
     with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
         script.write(textwrap.dedent(source))
         script.flush()
-        return run_command([*command, options, sys.executable, "-W", "error", script.name], timeout=timeout)
+        return run_command(
+            [*command, options, sys.executable, "-W", "error", "-W", FORKS, script.name], timeout=timeout
+        )

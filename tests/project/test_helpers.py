@@ -62,6 +62,14 @@ def test_a_script_runs_in_an_empty_directory_and_finds_the_package_and_the_helpe
     assert run_script(source).expect() == f"[]\n{tracing.package_directory()}\n"
 
 
+def test_a_script_that_forks_beside_a_thread_is_silent_and_other_warnings_are_not() -> None:
+    """Python's warning of that depends on when exactly a thread has ended, so it is shown by no script."""
+    said = "This process (pid=1) is multi-threaded, use of fork() may lead to deadlocks in the child."
+    source = "import sys, warnings; warnings.warn(sys.argv[1], DeprecationWarning); print('ran')"
+    assert run_script(source, said).expect() == "ran\n"
+    assert "DeprecationWarning: other" in run_script(source, "other").stderr
+
+
 def test_a_script_may_start_processes_by_spawn() -> None:
     """A script is a real file that a spawned child can import as its main module."""
     source = """
