@@ -35,7 +35,7 @@ from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._format.handle import BlockKey
 from shmarray._os import endings, fences, processes, segments, words
-from shmarray.blockfiles import GONE, not_found
+from shmarray.blockfiles import GONE, corrupt, not_found
 from shmarray.errors import ShmArrayError
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | No
     Without a seat the cell is marked as one that is never used again.
     """
     view: View | None = slab.views.get(cell)
-    root = None if view is None else view()
-    if root is not None and view is not None:
+    if view is not None and (root := view()) is not None:
         if view.number == number:
             view.offered = view.offered or offered
             return root
@@ -274,7 +273,9 @@ def is_there(slab: Slab, cell: int, number: int) -> bool:
 def _wait(slab: Slab, cell: int) -> None:
     """Wait until the maker has its answer; if it has died, there is nobody who would use the cell again."""
     began = looked = time.monotonic()
-    while slab.word(cell, form.ASKED):
+    while asked := slab.word(cell, form.ASKED):
+        if asked != 1:
+            raise corrupt(slab.path, f"its maker asks {asked:#x} who uses an array, which is no question")
         time.sleep(_PAUSE)
         now = time.monotonic()
         if now - looked > _LOOK_AFTER:
@@ -307,8 +308,7 @@ def offer(view: View) -> BlockKey:
         if words.load(hold, layout.STATE_AT) != layout.OPEN:
             raise member.closed_error()
         # Its maker may have looked for handles just before this link; at the seats it looks after that. The byte stays until then.
-        if slab.word(view.cell, form.ASKED):
-            _wait(slab, view.cell)
+        _wait(slab, view.cell)
         if not is_live(view):
             raise not_found(member, view.key, "has been deleted")
     except BaseException:

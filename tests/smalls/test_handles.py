@@ -148,12 +148,28 @@ def test_a_handle_that_reaches_beyond_its_array_is_an_error(spec: tuple[Any, ...
     ask(store)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("word", [2, 1 << 63])
+def test_a_maker_that_asks_in_no_way_it_can_is_a_damaged_slab(word: int, store: sa.Store) -> None:
+    """Nobody waits for its answer."""
+    with Partner() as maker:
+        maker.do(f"store = {loading(pickle.dumps(store))}; array = made(store, 1)")
+        (handle,) = maker.do("said = [pickle.dumps(array).hex()]")
+        (entry,) = files(store, "s.")
+        with open(os.path.join(SHM, entry), "r+b", buffering=0) as file:
+            file.seek(form.Layout(4096, 32).records + form.ASKED)
+            file.write(word.to_bytes(8, "little"))
+        with pytest.raises(sa.CorruptBlockError, match="asks"):
+            pickle.loads(bytes.fromhex(handle))
+        maker.finish().expect()
+
+
 def read_all(handles: list[bytes]) -> None:
-    """Load what can be loaded: what is wrong is an error that says so."""
+    """Load what can be loaded: what is wrong is an error that says so, or looks as if the maker were asking, and were stopped."""
     for handle in handles:
         try:
             pickle.loads(handle).sum()
-        except (sa.CorruptBlockError, sa.ArrayNotFoundError):
+        except (sa.CorruptBlockError, sa.ArrayNotFoundError, TimeoutError):
             continue
 
 
