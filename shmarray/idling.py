@@ -182,7 +182,10 @@ def begin(member: Membership, fd: segments.Descriptor, size: int, nbytes: int, n
         warm.register(idle)
     if size > idle.limit:
         return None
-    kept = Kept(memories.Memory(segments.duplicate(fd), size), nbytes, number)
+    try:
+        kept = Kept(memories.Memory(segments.duplicate(fd), size), nbytes, number)
+    except OSError:
+        return None  # there is no descriptor to spare
     kept.memory.state = "live"
     return kept
 
@@ -235,6 +238,14 @@ def again(segment: segments.Segment) -> roots.Root | None:
     return None if kept is None else root_of(segment, kept)
 
 
+def _let_go() -> bool:
+    """Let all mappings end, where there is no descriptor or no room for another one; says whether there were any."""
+    idles = [idle for idle in list(_all) if idle.kepts]
+    for idle in idles:
+        idle.trim()
+    return bool(idles)
+
+
 def _forget() -> None:
     """In a forked child: what is idle is the parent's. It is unmapped, and the descriptors, which share the parent's leases, are closed."""
     for idle in list(_all):
@@ -242,3 +253,4 @@ def _forget() -> None:
 
 
 processes.after_fork_in_child(_forget)
+segments.relieved_by(_let_go)

@@ -59,6 +59,8 @@ Descriptor = select.epoll
 descriptor, silently; so no exception out of a signal handler, at whatever moment, leaves a descriptor open with the locks that
 hang on it. Its own `close()` is a call into C, which no handler can come before."""
 
+_NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_reliefs: list[Callable[[], bool]] = []
 # Which thread last opened a descriptor of that number. Entries stay when it is closed: who opens it next writes its own.
 _opener: dict[int, int] = {}
 _STANDING = -1  # in place of a thread: kept open on purpose, by whom it is closed in a child too
@@ -66,11 +68,29 @@ _STANDING = -1  # in place of a thread: kept open on purpose, by whom it is clos
 _threaded = [False]
 
 
+def relieved_by(let_go: Callable[[], bool]) -> None:
+    """Have this called where there is no descriptor or no room for a mapping; if it says that it has let go of some, it is tried again."""
+    _reliefs.append(let_go)
+
+
+def _is_relieved(error: OSError) -> bool:
+    return error.errno in _NO_MORE and any(let_go() for let_go in _reliefs)
+
+
 def _opened(path: str, flags: int) -> Descriptor:
-    # Two iterators in C: between opening and owning there is no bytecode, and so no moment for a signal handler.
-    fd = next(map(Descriptor.fromfd, map(os.open, (path,), (flags | os.O_CLOEXEC,), (_MODE,))))
+    try:
+        fd = _open(path, flags)
+    except OSError as error:
+        if not _is_relieved(error):
+            raise
+        fd = _open(path, flags)
     _opener[fd.fileno()] = threading.get_ident()
     return fd
+
+
+def _open(path: str, flags: int) -> Descriptor:
+    # Two iterators in C: between opening and owning there is no bytecode, and so no moment for a signal handler.
+    return next(map(Descriptor.fromfd, map(os.open, (path,), (flags | os.O_CLOEXEC,), (_MODE,))))
 
 
 def keep_open(fd: Descriptor) -> None:
@@ -270,6 +290,15 @@ def map_shared(fd: Descriptor, size: int, *, populate: bool = False, kind: type[
 
     With `populate` all pages are mapped at once, so that none is missed later.
     """
+    try:
+        return _mapped(fd, size, populate, kind)
+    except OSError as error:
+        if not _is_relieved(error):
+            raise
+        return _mapped(fd, size, populate, kind)
+
+
+def _mapped(fd: Descriptor, size: int, populate: bool, kind: type[Segment]) -> Segment:  # noqa: FBT001  as `map_shared`
     if sys.version_info >= (3, 13) and size < LARGE_PAGE:
         return kind(fd.fileno(), size, flags=mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0), trackfd=False)
     # Before 3.13 an mmap object keeps a duplicate of the descriptor. So take an anonymous one, which keeps none, and lay

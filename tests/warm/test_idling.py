@@ -412,6 +412,33 @@ def test_threads_that_attach_and_let_go_at_once_see_one_array(store: sa.Store) -
         assert not file.is_leased()
 
 
+SCARCE = """
+import os, pickle, resource, sys
+import numpy as np, shmarray as sa
+store = pickle.loads(bytes.fromhex(sys.argv[1]))
+a = store["x"]
+del a
+if sys.argv[2] == "descriptors":
+    numbers = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]  # those between are in use too
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(numbers) + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+else:
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    size = int(lines["VmSize"].split()[0]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 20), resource.RLIM_INFINITY))
+b = store["y"]
+print(float(b[-1]), len(store._member.idle.kepts))
+"""
+
+
+@pytest.mark.parametrize("what", ["descriptors", "room"])
+def test_what_is_idle_goes_where_there_is_no_more(store: sa.Store, what: str) -> None:
+    """Attaching something else needs what it takes, a descriptor or addresses, and gets it."""
+    store.ones(20 * N, name="x")
+    store.ones(20 * N, name="y")
+    env = {"SHMARRAY_SMALLEST_WARM": "4096", "OPENBLAS_NUM_THREADS": "1"}
+    assert run_script(SCARCE, pickle.dumps(store).hex(), what, env=env).expect() == "1.0 0\n"
+
+
 DAEMON = """
 import fcntl, os, pickle, sys
 import numpy as np, shmarray as sa
