@@ -92,7 +92,15 @@ def is_provably_gone(identity: Identity) -> bool:
         pass
     letter, now = _state(identity.pid)
     # One that has ended and was not waited for yet still has its pid, and nothing else.
-    return letter in _ENDED or now not in (0, identity.start)
+    return (letter in _ENDED and not _has_threads(identity.pid)) or now not in (0, identity.start)
+
+
+def _has_threads(pid: int) -> bool:
+    """Whether threads of a process are left beside its first, which may end before them: they have all that it had."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        return False  # waited for meanwhile
 
 
 def pids() -> list[int]:

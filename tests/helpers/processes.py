@@ -303,7 +303,7 @@ def reap(pid: int, timeout: float = 30) -> int:
 
 
 def has_ended(pid: int, timeout: float) -> bool:
-    """Wait for the end of a child that nobody has reaped, for so many seconds at most; says whether it came."""
+    """Wait for the end of a process, of all its threads, for so many seconds at most; says whether it came. It must be unreaped."""
     watch = os.pidfd_open(pid)
     try:
         return bool(select.select([watch], [], [], timeout)[0])
@@ -314,9 +314,9 @@ def has_ended(pid: int, timeout: float) -> bool:
 def is_running(pid: int) -> bool:
     """Say whether a process is there and has not ended; one that nobody has reaped yet has ended."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except (FileNotFoundError, ProcessLookupError):
+        # All threads of it: the first may be a zombie while another still has the files and their locks.
+        return not has_ended(pid, 0)
+    except ProcessLookupError:
         return False
 
 

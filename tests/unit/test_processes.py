@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shmarray._os import processes, segments
-from tests.helpers.processes import Child, kill_and_reap, reap, run_script, wait_until
+from tests.helpers.processes import Child, has_ended, is_running, kill_and_reap, reap, run_script, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +78,29 @@ def test_a_running_process_is_not_gone_and_a_killed_one_is() -> None:
     reap(pid)
     assert processes.is_provably_gone(identity)
     assert processes.start_time(pid) == 0
+
+
+def test_a_process_whose_first_thread_has_ended_before_the_others_is_not_gone() -> None:
+    """For the kernel that one is a zombie by then; the process has its files, its memory and its locks."""
+    with Child(THREADS) as child:
+        child.wait_for("up")
+        identity = processes.Identity(child.pid, processes.start_time(child.pid), processes.pid_namespace())
+        wait_until(lambda: processes._state(child.pid)[0] == "Z", 10, "its first thread does not end")
+        assert not processes.is_provably_gone(identity)
+        assert is_running(child.pid)
+        os.kill(child.pid, signal.SIGKILL)
+        assert has_ended(child.pid, 10)
+        assert processes.is_provably_gone(identity)
+        assert not is_running(child.pid)
+
+
+THREADS = """
+import ctypes, signal, threading
+from tests.helpers.processes import report
+threading.Thread(target=signal.sigwait, args=({signal.SIGUSR1},)).start()
+report("up")
+ctypes.CDLL(None).pthread_exit(None)
+"""
 
 
 def test_a_pid_that_was_given_to_another_process_is_no_identity(sleeper: int) -> None:
