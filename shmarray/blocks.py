@@ -153,7 +153,7 @@ def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, pat
         return segment
     cache: dict[str, object] = {}
     if key.name is not None and head.nbytes and kinds.is_data(head.meta):
-        kept = idling.begin(member, fd, info.st_size, head.nbytes, head.block)
+        kept = idling.begin(fd, info, head.nbytes, head.block)
         if kept is not None:
             cache[idling.KEPT] = kept
     segment = segments.map_shared(fd, info.st_size)

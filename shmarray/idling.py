@@ -33,11 +33,14 @@ from shmarray._format import header as form
 from shmarray._os import flocks, processes, segments, words
 
 if TYPE_CHECKING:
+    import os
+
     from shmarray.membership import Membership
     from shmarray.memories import Memory
 
 MOST = 8
 """Idle mappings of one store: each costs a descriptor."""
+_ALWAYS = 4  # files that a process keeps open without asking how many it may
 KEPT = "kept"
 """In the cache of a block that is mapped here: what lets its mapping stay."""
 # Two words, each of which is read in one step (`words`).
@@ -82,7 +85,10 @@ class Idle:
         """Begin with none."""
         self.kepts: dict[int, Kept] = {}
         self.marker = Marker(member)
-        self.limit: int = warm.share(member) if member.pool is None else member.pool.limit
+        try:
+            self.limit: int = warm.share(member) if member.pool is None else member.pool.limit
+        except OSError:
+            self.limit = 0  # there is no such directory any more
 
     def add(self, kept: Kept) -> None:
         """Enter what is idle from now on; what came first, and is deleted or too much, goes."""
@@ -139,17 +145,19 @@ class Kept:
         if memory.state != "live" or type(tag) is Marker:
             return
         block = tag.block if type(tag) is Leaving else tag
-        idle = block.member.idle
-        if idle is None or _forking or memory.has_crossed() or not block.member.is_open():
+        member: Membership = block.member
+        if _forking or memory.has_crossed() or not member.is_open():
             segment.tag = block
             return
-        if roots.references(watch) <= _UNSEEN:
+        idle: Idle = member.idle or _begun(member)
+        if memory.size <= idle.limit and roots.references(watch) <= _UNSEEN:
             segment.tag = Leaving(block)
+            memory.hold()  # from here on a fork in another thread leaves the descriptor alone; one before has closed it
             # Who had it from a table before is counted now, who comes later sees the other tag.
             if roots.references(watch) <= _UNSEEN and memory.is_mine():
-                memory.hold()
                 self._leave(segment, block, idle)
                 return
+            memory.state = "live"
         segment.tag = block
 
     def _leave(self, segment: segments.Segment, block: Any, idle: Idle) -> None:
@@ -167,23 +175,25 @@ class Kept:
         idle.add(self)
 
 
+def _begun(member: Membership) -> Idle:
+    idle = Idle(member)
+    _all.add(idle)
+    warm.register(idle)
+    member.idle = member.idle or idle  # another thread may have been faster
+    return member.idle  # type: ignore[no-any-return]  # the membership does not know what it keeps
+
+
 def _no_root() -> None:
     return None
 
 
-def begin(member: Membership, fd: segments.Descriptor, size: int, nbytes: int, number: int) -> Kept | None:
+def begin(fd: segments.Descriptor, info: os.stat_result, nbytes: int, number: int) -> Kept | None:
     """Before a named block is mapped by this descriptor, whose lease it has: let the mapping stay; None if it is not worth that."""
-    if size < warm.SMALLEST or memories.count() >= warm.most() // 2 or _forking:
-        return None
-    idle = member.idle
-    if idle is None:
-        idle = member.idle = Idle(member)
-        _all.add(idle)
-        warm.register(idle)
-    if size > idle.limit:
+    size = info.st_size
+    if size < warm.SMALLEST or (memories.count() >= _ALWAYS and memories.count() >= warm.most() // 2) or _forking:
         return None
     try:
-        kept = Kept(memories.Memory(segments.duplicate(fd), size), nbytes, number)
+        kept = Kept(memories.Memory(segments.duplicate(fd), size, info), nbytes, number)
     except OSError:
         return None  # there is no descriptor to spare
     kept.memory.state = "live"
@@ -215,8 +225,7 @@ def wake(segment: segments.Segment) -> Kept | None:
             not _forking
             and leases
             and _load(leases[0], _STORE_AT)[0] == _OPEN
-            and _pread(kept.fileno, 8, at)
-            == kept.number  # else the descriptor is another file's by now, and not to be locked
+            and _pread(kept.fileno, 8, at) == kept.number  # else it is another file's by now, and not to be locked
             and _flock(kept.fileno, _SHARE) is None
             and _look(segment, at) == kept.expected
         ):

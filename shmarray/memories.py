@@ -84,9 +84,9 @@ class Memory:
         *("maker", "own_path", "path", "size", "state", "window"),
     )
 
-    def __init__(self, fd: segments.Descriptor, size: int) -> None:
+    def __init__(self, fd: segments.Descriptor, size: int, info: os.stat_result | None = None) -> None:
         """Begin with the file of a draft, the lease of which `fd` has."""
-        info = segments.status(fd)
+        info = info or segments.status(fd)
         self.fd = fd
         self.identity = info.st_dev, info.st_ino
         self.size = size
