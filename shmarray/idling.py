@@ -150,7 +150,8 @@ class Kept:
             segment.tag = block
             return
         idle: Idle = member.idle or _begun(member)
-        if memory.size <= idle.limit and roots.references(watch) <= _UNSEEN:
+        # What was deleted is let go of in the same way: then its memory goes.
+        if (memory.size <= idle.limit or not memory.links()) and roots.references(watch) <= _UNSEEN:
             segment.tag = Leaving(block)
             memory.hold()  # from here on a fork in another thread leaves the descriptor alone; one before has closed it
             # Who had it from a table before is counted now, who comes later sees the other tag.
