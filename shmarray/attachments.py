@@ -89,6 +89,9 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
         anonymous = block.key.name is None
         last: Any = block.cache.pop(_LAST, None)
         if last is not None:
+            kept: Any = block.cache.pop(idling.KEPT, None)
+            if kept is not None:
+                kept.memory.close()  # the lease hangs on it as well
             reclaim.give_back(last, block.file_size)
             last.close()
         memory = block.cache.pop(WARM, None)

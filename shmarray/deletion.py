@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from shmarray import attachments, blockfiles, cells, idling, reaper, reclaim, roots
+from shmarray import attachments, blockfiles, cells, reaper, reclaim, roots
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import segments, words
@@ -39,7 +39,7 @@ def delete(segment: segments.Segment) -> bool:
             )
             removed = memory is not None and pool.retire(memory, block.path)
             if not removed:
-                if block.key.name is not None and idling.KEPT not in block.cache:
+                if block.key.name is not None:
                     attachments.give_back_after(segment)
                 removed = segments.unlink(block.path)
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
