@@ -54,7 +54,7 @@ def _take_part(key: names.StoreKey, control: layout.Control) -> Membership:
         except FileNotFoundError:
             raise
         except OSError:
-            pass
+            pass  # there is no descriptor to spare: it takes part all the same
     _before[key] = None
     while len(_before) > _REMEMBERED:
         _before.pop(next(iter(_before), key), None)

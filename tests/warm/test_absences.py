@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import pickle
 import signal
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 import shmarray as sa
-from shmarray import absences, warm
+from shmarray import absences, inspection, warm
 from tests.helpers import leaks
-from tests.helpers.processes import Child, reap, run_script, wait_until
+from tests.helpers.processes import Child, reap, run_command, run_script, wait_until
 from tests.helpers.tracing import Interrupted, Interrupter, kill_at
 from tests.warm.test_idling import BYTES, FORK, File, N, Reader
 from tests.warm.test_idling_anonymous import OWNER, sent
@@ -149,6 +150,49 @@ def test_a_dead_owner_is_found_out_before_anyone_has_written_it_down() -> None:
                 os.kill(guardian, signal.SIGCONT)
             del store
             worker.finish().expect()
+
+
+def test_what_nobody_takes_part_in_is_removed_though_absent_processes_map_it() -> None:
+    """Owner and guardian are killed: `ls` says that the store is left over, and `gc` removes it, whoever maps what."""
+    with Child(OWNER, "0", env={"SHMARRAY_SMALLEST_WARM": "4096"}) as owner:
+        store: Any = pickle.loads(bytes.fromhex(owner.wait_for("ready")))
+        with Worker(store) as worker:
+            owner.tell("report('handle', [pickle.dumps(array).hex() for _ in range(2)])")
+            for handle in owner.wait_for("handle"):
+                worker.do(f"a = pickle.loads(bytes.fromhex({handle!r})); del a")
+            owner.wait_for("done")
+            identity, guardian = store.id, store.guardian_pid
+            del store
+            os.kill(guardian, signal.SIGKILL)
+            owner.kill()
+            (found,) = [one for one in inspection.survey().stores if one.id == identity]
+            assert (found.state, found.removable, found.participants) == ("leftover", True, ())
+            assert [(block.state, block.holders) for block in found.blocks] == [("dead", (worker.pid,))]
+            said = json.loads(run_command([sys.executable, "-m", "shmarray", "gc", "--json"]).expect())
+            assert [(one["store"], one["blocks"]) for one in said["removed"]] == [(identity, 1)]
+            assert not leaks.shm_entries(f"shmarray.{os.geteuid()}.{identity}.")
+            worker.finish().expect()
+
+
+def test_an_array_that_is_only_mapped_idly_is_nobodys(store: sa.Store) -> None:
+    """Its last holder was killed, and the guardian is stopped: `ls` says that it can be removed, and `check` removes it."""
+    array = store.ones(N)
+    assert store.guardian_pid is not None
+    os.kill(store.guardian_pid, signal.SIGSTOP)
+    try:
+        with File(array) as file, Worker(store) as idle, Worker(store) as last:
+            for _ in range(2):
+                idle.do(sent(array) + "; del a")
+            last.do(sent(array))
+            del array
+            last.kill()
+            (found,) = [one for one in inspection.survey().stores if one.id == store.id]
+            assert [(block.state, block.holders) for block in found.blocks] == [("dead", (idle.pid,))]
+            store.check(fix=True)
+            assert (file.links(), file.memory() < BYTES // 2) == (0, True)
+            idle.finish().expect()
+    finally:
+        os.kill(store.guardian_pid, signal.SIGCONT)
 
 
 def test_a_process_is_absent_from_a_few_stores_at_most() -> None:
