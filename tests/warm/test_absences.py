@@ -50,11 +50,17 @@ def parts(store: sa.Store) -> int:
 
 
 def leases(path: str) -> int:
-    """How many locks of that kind there are on a file."""
+    """How many processes have taken locks of that kind on a file, which are still there."""
     info = os.stat(path)
     file = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
-    with open("/proc/locks") as locks:
-        return sum("FLOCK" in line and file in line.split() for line in locks)
+    before: set[str] | None = None
+    while True:
+        with open("/proc/locks") as locks:
+            found = {fields[4] for line in locks if (fields := line.split())[1] == "FLOCK" and file in fields}
+        # The list is read in pieces: while locks of others come and go, one may be in two of them, or in none.
+        if found == before:
+            return len(found)
+        before = found
 
 
 def files(store: sa.Store) -> list[str]:
