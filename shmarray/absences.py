@@ -9,9 +9,9 @@ descriptor, and then looks whether the store is still open.
 Owns: the leases of what is absent; that they are let go of only where nobody in this process can still rely on them.
 Must not know: how one joins at first (`membership`), what the mappings are of that stay meanwhile.
 
-Why it is safe: as in `idling`. The lease is let go of after the `Membership` has ended, if nobody refers to the mapping, and no fork came
-while it was held. A store that has ended meanwhile says so in its control page, which is mapped; its file has no name then. A SIGKILL
-leaves nothing.
+Why it is safe: as in `idling`. The lease is let go of when the `Membership` is taken apart, if nobody refers to the mapping, and no fork
+came while it was held. A store that has ended meanwhile says so in its control page, which is mapped; its file has no name then. A
+SIGKILL leaves nothing.
 """
 
 from __future__ import annotations
@@ -50,10 +50,14 @@ class Absence:
         """Whether the store has ended."""
         return not self.leases or words.load(self.leases[0], layout.STATE_AT) != layout.OPEN
 
+    def has_crossed(self) -> bool:
+        """Whether a child may have the same leases."""
+        return any(one.has_crossed() for one in self.memories)
+
     def leave(self) -> bool:
         """Let go of the leases; false if that may not be, for others rely on them: then they end with their mappings."""
         kept = self.memories
-        if memories.forking or self.is_over() or any(one.has_crossed() for one in kept):
+        if memories.forking or self.is_over() or self.has_crossed():
             return False
         if any(_references(self, index) > _OURS for index in range(len(kept))):
             return False
@@ -68,6 +72,8 @@ class Absence:
 
     def forget(self) -> None:
         """Keep nothing."""
+        for one in self.memories:
+            one.close()  # before the mappings: their end looks whether they were the last that had the lease
         self.leases, self.memories, self.idle = (), [], None
 
     def come_back(self) -> bool:
@@ -82,7 +88,10 @@ class Absence:
 
 
 class _Watch(weakref.ref[Any]):
-    """A weak reference to a `Membership`, whose end is noted by a call into C and then seen to."""
+    """A weak reference to what a `Membership` alone holds, whose end is noted by a call into C and then seen to.
+
+    Not to itself: where the cycle collector finds it, it calls back before that is over, and a `__del__` may bring it back to life.
+    """
 
     __slots__ = ("absence", "then")
 
@@ -112,10 +121,10 @@ _OURS = _references(_Held(), 0) + 1  # type: ignore[arg-type]  # and the array t
 
 def watch(member: Any, absence: Absence) -> None:
     """Be told when a `Membership` ends that holds these leases, and has just begun."""
-    member.absence = absence
+    member.absence, shield = absence, member.shields[0]
     # What is registered last is called first: a call into C, which no signal handler's exception can come before.
-    then = weakref.ref(member, settle)
-    noted = _Watch(member, _ended.append)
+    then = weakref.ref(shield, settle)
+    noted = _Watch(shield, _ended.append)
     noted.then, noted.absence = then, absence
     _pins[id(noted)] = noted
 
@@ -131,12 +140,17 @@ def _left(watch: weakref.ref[Any]) -> None:
         return
     absence, watch.absence = watch.absence, None
     try:
-        left = absence.leave()
+        left = absence.leave() and not _at_exit
     except (OSError, ValueError):
-        return  # a descriptor was closed: the mappings end, and the leases with them
-    if left and not _at_exit:
+        left = False  # a descriptor was closed
+    if left:
         _absent.pop(absence.key, None)
         _absent[absence.key] = absence
+        # Last: a handler of this thread may have forked meanwhile, and given a child the same description; a later fork finds it there.
+        left = not absence.has_crossed()
+    if not left:
+        _absent.pop(absence.key, None)
+        absence.forget()
     tidy()
 
 
@@ -151,13 +165,18 @@ def tidy() -> None:
 def resume(key: names.StoreKey) -> Absence | None:
     """Come back to a store from which this process is absent; None if it is not, or if that cannot be."""
     absence = _absent.pop(key, None)
-    try:
-        return absence if absence is not None and absence.come_back() else None
-    except (OSError, ValueError):
+    if absence is None:
         return None
+    try:
+        if absence.come_back():
+            return absence
+    except (OSError, ValueError):
+        pass  # a descriptor was closed
+    absence.forget()
+    return None
 
 
-def _let_go() -> bool:
+def drop_all() -> bool:
     """Come back to none, where there is no descriptor or no room; says whether there was any."""
     there = bool(_absent)
     _absent.clear()
@@ -178,5 +197,5 @@ def _forget() -> None:
 
 
 processes.after_fork_in_child(_forget)
-segments.relieved_by(_let_go)
+segments.relieved_by(drop_all)
 atexit.register(_exit)

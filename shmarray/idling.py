@@ -107,11 +107,11 @@ class Idle:
                 continue
             if len(kepts) <= MOST and sum(other.memory.size for other in list(kepts.values())) <= self.limit:
                 if not one.memory.links():
-                    self._end(number)
+                    self.end(number)
                 return
-            self._end(number)
+            self.end(number)
 
-    def _end(self, number: int) -> int:
+    def end(self, number: int) -> int:
         """Let a mapping end; returns how many bytes that gives back: those of what was deleted."""
         kept = self.kepts.pop(number, None)
         if kept is None:
@@ -122,7 +122,7 @@ class Idle:
 
     def trim(self) -> int:
         """Let all mappings end; returns how many bytes that gives back."""
-        return sum(self._end(number) for number in list(self.kepts))
+        return sum(self.end(number) for number in list(self.kepts))
 
 
 _all: weakref.WeakSet[Idle] = weakref.WeakSet()
@@ -196,6 +196,9 @@ class Kept:
         self.facts, self.kind, self.segment = block[1:], type(block), segment
         memory.state = "idle"
         idle.add(self)
+        # Last: a handler of this thread may have forked meanwhile, and given a child the same description; a later fork finds it there.
+        if memory.has_crossed():
+            idle.end(id(segment))
 
 
 def _begun(member: Membership) -> Idle:

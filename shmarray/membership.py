@@ -74,7 +74,7 @@ class Membership:
     def _hold(self, leases: tuple[segments.Segment, ...]) -> None:
         """Take over leases; those before end with their last user. The last look at them must not come while a mapping is still there."""
         self.leases = leases
-        self._shields = [shields.over(lease) for lease in leases]
+        self.shields = [shields.over(lease) for lease in leases]
 
     @property
     def is_owner(self) -> bool:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +16,7 @@ import pytest
 
 import shmarray as sa
 from shmarray import absences, inspection, warm
+from shmarray._os import flocks
 from tests.helpers import leaks
 from tests.helpers.processes import Child, reap, run_command, run_script, wait_until
 from tests.helpers.tracing import Interrupted, Interrupter, kill_at
@@ -403,6 +405,143 @@ def test_threads_that_come_and_go_share_one_part(store: sa.Store) -> None:
     assert said.expect() == "[]\n"
     assert parts(store) == 1
     assert [entry for entry in files(store) if ".h." in entry] == []
+
+
+def test_a_store_that_comes_back_to_life_has_its_part(store: sa.Store) -> None:
+    """The cycle collector calls those back who watch an object, before a `__del__` of the same cycle brings it back."""
+    array = store.ones(N)
+    with Worker(store) as worker:
+        for _ in range(2):
+            worker.do(sent(array) + "; del a")
+        worker.do(f"import gc; kept = []; s = pickle.loads(bytes.fromhex({pickle.dumps(store).hex()!r}))")
+        worker.do("Node = type('Node', (), {'__del__': lambda self: kept.append(self.store)})")
+        worker.do(sent(array) + "; node = Node(); node.me, node.store = node, s; del a, s, node")
+        worker.do("gc.collect()")
+        assert worker.do("answer = len(kept)") == 1
+        assert parts(store) == 2
+        worker.do("kept.clear()")
+        assert parts(store) == 1
+        assert worker.do(sent(array) + "; answer = float(a.sum()); del a") == N
+        worker.finish().expect()
+
+
+def test_who_comes_back_while_the_store_ends_is_not_in_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a guardian, the last of the two to look removes the control file."""
+    with Child(OWNER, "0", env={"SHMARRAY_SMALLEST_WARM": "4096"}) as owner:
+        handles = Handles(owner)
+        for _ in range(2):
+            pickle.loads(handles.one())
+        handle = handles.one()
+        owner.tell("report('guardian', store.guardian_pid)")
+        guardian = owner.wait_for("guardian")
+        owner.wait_for("done")
+        os.kill(guardian, signal.SIGKILL)
+        wait_until(lambda: guardian not in {one.pid for one in leaks.guardians()}, 10, "the guardian stays")
+        real = flocks.try_share
+
+        def shared(fd: Any) -> bool:
+            monkeypatch.setattr(flocks, "try_share", real)
+            taken = real(fd)
+            owner.tell("store.close()")
+            owner.wait_for("done")
+            return taken
+
+        monkeypatch.setattr(flocks, "try_share", shared)
+        with pytest.raises(sa.StoreClosedError):
+            pickle.loads(handle)
+        assert not os.path.exists(handles.path)
+        owner.finish().expect()
+
+
+FORKING = """
+import os, pickle, sys
+import shmarray as sa
+from shmarray import absences
+from tests.warm.test_absences import FILES, leases
+path, store, again = sys.argv[1], bytes.fromhex(sys.argv[2]), sys.argv[3] == "True"
+def get():
+    print("handle", flush=True)
+    return pickle.loads(bytes.fromhex(sys.stdin.readline()))
+def handle():
+    print("handle", flush=True)
+    return bytes.fromhex(sys.stdin.readline())
+class Forker:
+    def __init__(self, n):
+        self.n, self.count, self.pid, self.where = n, 0, None, ""
+    def step(self, frame, event, arg):
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(FILES):
+            self.count += 1
+            if self.count == self.n:
+                sys.setprofile(None)
+                self.where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
+                self.pid = os.fork()
+n = 0
+while True:
+    n += 1
+    view = get()
+    block = view.base.base.obj.tag.path
+    kept = pickle.loads(store) if store else None
+    mine, childs = [handle() for _ in range(2)], [handle() for _ in range(2)]
+    there, back = os.pipe(), os.pipe()
+    forker = Forker(n)
+    sys.setprofile(forker.step)
+    del view
+    sys.setprofile(None)
+    if forker.count < n:
+        break
+    if forker.pid == 0:
+        found = pickle.loads(childs[0])
+        os.write(there[1], b"1")
+        os.read(back[0], 1)  # the parent has looked at it, and left
+        ok = leases(path) >= 2 and leases(block) >= 2 and found.sum() == 40000
+        del found
+        os.write(there[1], b"1")
+        os.read(back[0], 1)  # the parent has it
+        os._exit(0 if ok else 5)
+    os.read(there[0], 1)
+    found = pickle.loads(mine[0])
+    del found
+    os.write(back[1], b"1")
+    os.read(there[0], 1)
+    found = pickle.loads(mine[1])
+    os.write(back[1], b"1")
+    if os.waitstatus_to_exitcode(os.waitpid(forker.pid, 0)[1]) or leases(path) < 2 or leases(block) < 2:
+        sys.exit(f"{n}: {forker.where}")
+    del found
+    kept = None
+    for fd in (*there, *back):
+        os.close(fd)
+    if not again:
+        absences.drop_all()
+n > 10 or sys.exit("too few steps")
+"""
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["again", "first"])
+@pytest.mark.parametrize("stays", [True, False], ids=["it stays", "it leaves"])
+@pytest.mark.parametrize("name", [None, "x"])
+def test_a_handler_that_forks_in_the_midst_of_leaving_takes_no_lease_from_parent_or_child(
+    store: sa.Store,
+    name: str | None,
+    stays: bool,  # noqa: FBT001  a parameter of a test
+    again: bool,  # noqa: FBT001  the same
+) -> None:
+    """Both go on in the midst of it, on one description: neither may unlock it later for itself."""
+    array = store.ones(N, name=name)
+    path = os.path.join(leaks.SHM, f"shmarray.{os.geteuid()}.{store.id}.ctl")
+    command = [sys.executable, "-c", FORKING, path, pickle.dumps(store).hex() if stays else "", str(again)]
+    env = os.environ | {"SHMARRAY_SMALLEST_WARM": "4096"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as worker:
+        assert worker.stdin
+        assert worker.stdout
+        assert worker.stderr
+        for _ in worker.stdout:
+            worker.stdin.write(pickle.dumps(array).hex() + "\n")
+            worker.stdin.flush()
+        said = worker.stderr.read()
+    assert (worker.returncode, said) == (0, "")
 
 
 FILES = ("absences.py", "attachments.py", "idling.py", "joining.py", "leasing.py", "membership.py", "memories.py")

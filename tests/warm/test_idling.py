@@ -98,13 +98,25 @@ class File:
         return os.fstat(self.fd).st_nlink
 
     def is_leased(self) -> bool:
-        """Whether anybody has the lease."""
+        """Whether anybody has the lease; a guardian that looks at the file has the exclusive lock for a moment, which is none."""
+        found = 0
+        while found < 3:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found += self._is_shared()
+            else:
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
+                return False
+        return True
+
+    def _is_shared(self) -> bool:
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
+            return False
         fcntl.flock(self.fd, fcntl.LOCK_UN)
-        return False
+        return True
 
 
 def _inode_at(address: int) -> int:
@@ -449,6 +461,51 @@ def test_what_is_idle_goes_where_there_is_no_more(store: sa.Store, what: str) ->
     store.ones(20 * N, name="y")
     env = {"SHMARRAY_SMALLEST_WARM": "4096", "OPENBLAS_NUM_THREADS": "1"}
     assert run_script(SCARCE, pickle.dumps(store).hex(), what, env=env).expect() == "1.0 0\n"
+
+
+EARLY = """
+import fcntl, os, pickle, sys
+import shmarray as sa
+from shmarray import blockfiles, blocks
+store = pickle.loads(bytes.fromhex(sys.argv[1]))
+there, back = os.pipe(), os.pipe()
+pids = []
+real = getattr(blockfiles, sys.argv[2])
+def step(*args):
+    result = real(*args)
+    if not pids:
+        pids.append(os.fork())
+    return result
+setattr(blockfiles, sys.argv[2], step)
+a = store["x"]
+path = a.base.base.obj.tag.path
+def is_leased():
+    other = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(other)
+    return False
+if pids == [0]:
+    os.write(there[1], b"!")
+    os.read(back[0], 1)
+    os._exit(0 if is_leased() and (a == 1).all() else 1)
+os.read(there[0], 1)
+del a
+store.trim()
+os.write(back[1], b"!")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("step", ["open_block", "read_checked"])
+def test_a_child_forked_while_an_array_is_attached_at_first_keeps_its_lease(store: sa.Store, step: str) -> None:
+    """It has the file on one lock with its parent, which does not know that from its mapping."""
+    store.ones(N, name="x")
+    said = run_script(EARLY, pickle.dumps(store).hex(), step, env={"SHMARRAY_SMALLEST_WARM": "4096"})
+    assert said.expect() == ""
 
 
 DAEMON = """
