@@ -88,10 +88,7 @@ class Absence:
 
 
 class _Watch(weakref.ref[Any]):
-    """A weak reference to what a `Membership` alone holds, whose end is noted by a call into C and then seen to.
-
-    Not to itself: where the cycle collector finds it, it calls back before that is over, and a `__del__` may bring it back to life.
-    """
+    """A weak reference to the token of a `Membership` (`shields`), whose end is noted by a call into C and then seen to."""
 
     __slots__ = ("absence", "then")
 
@@ -109,22 +106,21 @@ def _references(absence: Absence, index: int) -> int:
     return sys.getrefcount(absence.leases[index])
 
 
-class _Held:
-    """As a membership holds its leases, when it has just ended and is not taken apart yet."""
+class _Alone:
+    """As an absence has its leases, when the membership has none any more: what it held went before its token."""
 
-    def __init__(self) -> None:
-        self.leases = (object(),)
+    leases = (object(),)
 
 
-_OURS = _references(_Held(), 0) + 1  # type: ignore[arg-type]  # and the array that keeps the collector from it (`shields`)
+_OURS = _references(_Alone, 0)  # type: ignore[arg-type]
 
 
 def watch(member: Any, absence: Absence) -> None:
     """Be told when a `Membership` ends that holds these leases, and has just begun."""
-    member.absence, shield = absence, member.shields[0]
+    member.absence, token = absence, member.token
     # What is registered last is called first: a call into C, which no signal handler's exception can come before.
-    then = weakref.ref(shield, settle)
-    noted = _Watch(shield, _ended.append)
+    then = weakref.ref(token, settle)
+    noted = _Watch(token, _ended.append)
     noted.then, noted.absence = then, absence
     _pins[id(noted)] = noted
 

@@ -70,11 +70,12 @@ class Membership:
         self._slot_lock = threading.RLock()
         self._inside: weakref.WeakValueDictionary[tuple[int, int], Section] = weakref.WeakValueDictionary()
         self.block_prefix = os.path.join(control.directory, key.prefix)
+        self.token = shields.token()  # last, for so it ends last: see `absences`
 
     def _hold(self, leases: tuple[segments.Segment, ...]) -> None:
         """Take over leases; those before end with their last user. The last look at them must not come while a mapping is still there."""
         self.leases = leases
-        self.shields = [shields.over(lease) for lease in leases]
+        self._shields = [shields.over(lease) for lease in leases]
 
     @property
     def is_owner(self) -> bool:
