@@ -29,8 +29,10 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     blocks, attachments   one block from birth to unlink; what this process has attached
     idling          mappings that stay where nobody looks at them
     warm            memory of freed blocks that is used again
-    memories, keeping, copying, blockfiles   one such file; handles; large copies; the file of a block
-    founding, seats, membership, leasing, controls   opening a store; seats in slabs; taking part; its lease; reading any
+    keeping, copying, blockfiles   handles; large copies; the file of a block
+    founding, seats, joining   opening a store; seats in slabs; coming to take part in one
+    membership, absences   taking part; having left, and coming back
+    leasing, controls, memories   its lease; reading any; a file that may be used again
     exhaustion      what to say when there is no more
     shields, scopes   keeping the cycle collector from a mapping; managers of blocks that are taken for what they give
     reaper, slabfiles   who may remove which name, on what proof

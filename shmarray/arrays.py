@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from shmarray import blockfiles, blocks, cellguards, cells, contents, deletion, idling, membership, smalls, wholes
+from shmarray import blockfiles, blocks, cellguards, cells, contents, deletion, idling, joining, smalls, wholes
 from shmarray._format import control, header
 from shmarray._format.dtypes import decode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
@@ -291,7 +291,7 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     _, store, number, name, claim = key
     segment = known(store, number, name)
     if segment is None:
-        segment = blocks.attach(membership.join(block_key.store_key), block_key)
+        segment = blocks.attach(joining.join(block_key.store_key), block_key)
     elif claim is not None:
         blocks.claim_link(segment.tag.member, block_key)
     offset, shape, strides, encoded, writeable = spec
@@ -339,7 +339,7 @@ def _attach_whole(token: bytes, code: str, shape: tuple[int, ...], strides: tupl
 def _attach_anew(token: bytes, code: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> SharedArray:
     """Load the handle of a whole named array of which nothing has been noted here."""
     key = wholes.key_of(token)
-    segment = blocks.attach(membership.near(key.store) or membership.join(key.store_key), key)
+    segment = blocks.attach(joining.join(key.store_key), key)
     try:
         array = _new(SharedArray, shape, decode_dtype(code), contents.root_of(segment), 0, strides)
     except (ValueError, TypeError) as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shmarray.membership import Membership
 
 K = TypeVar("K")
-KEEPS, WARM, OFFERED, GUARD, _LAST = "keeps", "warm", "offered", "guard", "last"
+KEEPS, WARM, OFFERED, GUARD, _LAST = "keeps", "warm", "offered", idling.GUARD, "last"
 """In the cache of a block: that other blocks' handles lie in it; its memory, which may be used again after it; that a handle to it was
 made, if it is anonymous; its guard, once that was asked for; a descriptor through which its memory is given back, once it was deleted."""
 
@@ -45,11 +45,14 @@ class Block(NamedTuple):
 class _Watch(weakref.ref[segments.Segment]):
     """A weak reference to an anonymous block, or one whose memory may be used again, called back after C code has unmapped it.
 
-    Other named blocks need no call: a callback in Python is a place where an exception of a signal handler is lost.
+    Other named blocks need no call: a callback in Python is a place where an exception of a signal handler is lost. `block` is None while
+    the mapping is idle: when that ends nothing is owed, and until then nothing here keeps the store joined.
     """
 
-    __slots__ = ("block", "then")
+    __slots__ = ("block", "key", "then")
 
+    block: Block | None
+    key: tuple[int, int]
     then: weakref.ref[segments.Segment]
 
     def __new__(cls, segment: segments.Segment, block: Block) -> Self:  # noqa: ARG004  as __init__
@@ -63,6 +66,7 @@ class _Watch(weakref.ref[segments.Segment]):
         """Keep what the last look needs."""
         super().__init__(segment, _ended.append)  # type: ignore[call-arg]  # the callback goes to both, see weakref.KeyedRef
         self.block = block
+        self.key = block.key.store, block.key.block
 
 
 _attached: dict[tuple[int, int], weakref.ref[segments.Segment]] = {}
@@ -82,16 +86,17 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
     """Run after an anonymous block was unmapped, at any moment, in any thread: system calls only, never raises, never waits."""
     _pins.pop(id(watch), None)
     if isinstance(watch, _Watch):
-        key = watch.block.key
-        if _attached.get((key.store, key.block)) is watch:
-            _attached.pop((key.store, key.block), None)  # a newer entry lost here is mapped again: time only
+        if _attached.get(watch.key) is watch:
+            _attached.pop(watch.key, None)  # a newer entry lost here is mapped again: time only
         block = watch.block
+        if block is None:
+            return  # it was idle: who had the lease has been the last
         anonymous = block.key.name is None
+        kept: Any = block.cache.pop(idling.KEPT, None)
+        if kept is not None:
+            kept.memory.close()  # the lease hangs on it as well
         last: Any = block.cache.pop(_LAST, None)
         if last is not None:
-            kept: Any = block.cache.pop(idling.KEPT, None)
-            if kept is not None:
-                kept.memory.close()  # the lease hangs on it as well
             reclaim.give_back(last, block.file_size)
             last.close()
         memory = block.cache.pop(WARM, None)
@@ -99,12 +104,12 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
             return
         if not anonymous:
             return
-        if reaper.last_one_out(block.path, key.uid) and KEEPS in block.cache:
-            reaper.drop_kept(block.member.control.directory, key.store_key, block.identity[1])
+        if reaper.last_one_out(block.path, block.key.uid) and KEEPS in block.cache:
+            reaper.drop_kept(block.member.control.directory, block.key.store_key, block.identity[1])
 
 
 def give_back_after(segment: segments.Segment) -> None:
-    """Before a named block is deleted which this process maps: have its memory given back when that ends, if nobody has it then."""
+    """Before a block is deleted which this process maps: have its memory given back when that ends, if nobody has it then."""
     block: Block = segment.tag
     fd = reclaim.open_large(block.path, block.key.uid, block.file_size)
     if fd is not None and block.cache.setdefault(_LAST, fd) is fd:
@@ -138,6 +143,9 @@ def register(segment: segments.Segment, block: Block) -> segments.Segment:
     watch: weakref.ref[segments.Segment]
     called = block.key.name is None or WARM in block.cache
     watch = _pin(segment, block) if called else weakref.ref(segment)
+    kept: Any = block.cache.get(idling.KEPT)
+    if called and kept is not None:
+        kept.watch = watch
     if block.key.name is not None:
         _named[block.key.store, block.key.name] = watch
         if len(_attached) + len(_named) >= _tidy_at[0]:

@@ -152,7 +152,7 @@ def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, pat
     if segment is not None:
         return segment
     cache: dict[str, object] = {}
-    if key.name is not None and head.nbytes and kinds.is_data(head.meta):
+    if head.nbytes and kinds.is_data(head.meta):
         kept = idling.begin(fd, info, head.nbytes, head.block)
         if kept is not None:
             cache[idling.KEPT] = kept

@@ -39,8 +39,7 @@ def delete(segment: segments.Segment) -> bool:
             )
             removed = memory is not None and pool.retire(memory, block.path)
             if not removed:
-                if block.key.name is not None:
-                    attachments.give_back_after(segment)
+                attachments.give_back_after(segment)
                 removed = segments.unlink(block.path)
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
         if memory is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from shmarray import controls, leasing, reaper
+from shmarray import absences, controls, leasing, reaper
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, mutexes, processes, segments
@@ -35,6 +35,7 @@ def found(
     """
     kind = _guard_kind(guard)
     uid = os.geteuid()
+    absences.tidy()
     reaper.collect(uid, directory)
     key = names.StoreKey(uid, int.from_bytes(os.urandom(8), "little"))
     control = layout.Control(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from typing import Self
 
-from shmarray import reaper
+from shmarray import memories, reaper
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, segments
@@ -58,19 +58,36 @@ def take_all(key: names.StoreKey, control: layout.Control) -> tuple[segments.Seg
 
     Raises `FileNotFoundError` when the store has ended.
     """
-    paths = [(reaper.control_path(key), layout.SIZE)]
+    return tuple(_take_lease(path, size, key.uid)[0] for path, size in _files(key, control))
+
+
+def take_kept(key: names.StoreKey, control: layout.Control) -> list[tuple[segments.Segment, memories.Memory]]:
+    """The same, each with a descriptor by which it can be let go of and taken again. Raises `OSError` besides."""
+    taken = [_take_lease(path, size, key.uid, keeps=True) for path, size in _files(key, control)]
+    return [(mapping, memory) for mapping, memory in taken if memory is not None]
+
+
+def _files(key: names.StoreKey, control: layout.Control) -> list[tuple[str, int]]:
+    files = [(reaper.control_path(key), layout.SIZE)]
     if control.directory != segments.SHM_DIRECTORY:
-        paths.append((reaper.claim_path(control.directory, key), CLAIM_SIZE))
-    return tuple(_take_lease(path, size, key.uid) for path, size in paths)
+        files.append((reaper.claim_path(control.directory, key), CLAIM_SIZE))
+    return files
 
 
-def _take_lease(path: str, size: int, uid: int) -> segments.Segment:
+def _take_lease(
+    path: str, size: int, uid: int, *, keeps: bool = False
+) -> tuple[segments.Segment, memories.Memory | None]:
     fd = segments.open_existing(path)
     try:
         flocks.share(fd)
-        if segments.status(fd).st_nlink == 0:
+        info = segments.status(fd)
+        if info.st_nlink == 0:
             raise FileNotFoundError(path)
+        memory = memories.Memory(segments.duplicate(fd), size, info) if keeps else None
         # The mapping ends with this process; the control file is what a last look has to be taken at.
-        return lease(fd, size, path if path.endswith(names.CONTROL) else "", uid)
+        mapping = lease(fd, size, path if path.endswith(names.CONTROL) else "", uid)
+        if memory is not None:
+            memory.state = "live"
+        return mapping, memory
     finally:
         fd.close()

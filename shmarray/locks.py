@@ -9,7 +9,7 @@ from __future__ import annotations
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from shmarray import blocks, cellguards, cells, guards, membership, scopes, shields
+from shmarray import blocks, cellguards, cells, guards, joining, scopes, shields
 from shmarray._format import flags, slab
 from shmarray._format.handle import BlockKey
 from shmarray._os import futexes
@@ -298,7 +298,7 @@ def over(kind: type[L], segment: segments.Segment) -> L:
 def _attach(kind: type[Lock], key: tuple[Any, ...]) -> Lock:
     """Load the handle of a lock. Raises as `blocks.attach` does."""
     block_key = BlockKey(*key)
-    member = membership.join(block_key.store_key)
+    member = joining.join(block_key.store_key)
     if slab.is_cell(block_key.block):
         root = cells.attach(member, block_key)
         return kind(root, cellguards.guard_of(cells.view_at(root)))

@@ -1,8 +1,8 @@
 """Taking part in a store.
 
-Owns: the control file of a store while this process takes part in it: joining, leaving, closing; which stores this process takes
-part in. It does so exactly as long as it holds the lease (see `leasing`).
-Must not know: blocks.
+Owns: the control file of a store while this process takes part in it: leaving, closing; which stores this process takes part in. It does so
+exactly as long as it holds the lease (see `leasing`).
+Must not know: blocks; how one joins (`joining`).
 
 A forked child gets a lease of its own before it runs any of its code, so that parent and child live and die separately.
 """
@@ -15,11 +15,11 @@ import threading
 import weakref
 from typing import Any, NamedTuple
 
-from shmarray import controls, exhaustion, leasing, reaper, shields
+from shmarray import exhaustion, leasing, reaper, shields
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, processes, segments, words
-from shmarray.errors import CorruptBlockError, StoreClosedError, StoreFullError
+from shmarray.errors import StoreClosedError, StoreFullError
 
 _load = words.WORD_FORMAT.unpack_from
 _NOTHING = dict[str, str]().clear  # a call into C that does nothing
@@ -64,11 +64,13 @@ class Membership:
         self._hold(leases)
         self.pool: Any = None  # the memory that the owner keeps warm, see `warm`
         self.idle: Any = None  # what stays mapped here though nobody looks at it, see `idling`
+        self.absence: Any = None  # by what it comes back when it has left, see `absences`
         self.seat: Any = None  # this process's place in the tables of slabs, see `seats`
         self._slot: tuple[int, int, segments.Segment] | None = None
         self._slot_lock = threading.RLock()
         self._inside: weakref.WeakValueDictionary[tuple[int, int], Section] = weakref.WeakValueDictionary()
         self.block_prefix = os.path.join(control.directory, key.prefix)
+        self.token = shields.token()  # last, for so it ends last: see `absences`
 
     def _hold(self, leases: tuple[segments.Segment, ...]) -> None:
         """Take over leases; those before end with their last user. The last look at them must not come while a mapping is still there."""
@@ -293,57 +295,20 @@ def _note_near(membership: Membership) -> None:
     _near[membership.key.store] = weakref.ref(membership)
 
 
-def near(store: int) -> Membership | None:
-    """Give this process's part in the store with that number, open or not; None if it has none."""
-    known = _near.get(store)
-    return None if known is None else known()
-
-
-def join(key: names.StoreKey) -> Membership:
-    """Take part in a running store; the same `Membership` as long as something in this process uses it.
-
-    Raises `StoreClosedError` when the store has ended, `CorruptBlockError` when its control file is not one.
-    """
+def joined(key: names.StoreKey) -> Membership | None:
+    """Give this process's part in a store that is open; None if it has none."""
     membership = _joined.get(key)
-    return membership if membership is not None and membership.is_open() else _join(key)
+    return membership if membership is not None and membership.is_open() else None
 
 
-@exhaustion.explaining
-def _join(key: names.StoreKey) -> Membership:
-    path = reaper.control_path(key)
-    if key.uid != os.geteuid():
-        raise CorruptBlockError(
-            f"the store {key.store:016x} belongs to user {key.uid}, and this process runs as user {os.geteuid()}",
-            remedy="A store is one user's: run both processes as the same user.",
-            path=path,
-            owner=key.uid,
-        )
-    try:
-        fd = controls.open_file(path)
-    except FileNotFoundError:
-        raise _gone(key) from None
-    try:
-        control, state = controls.read_file(fd, path, key.uid)
-        if state == layout.OPEN and not flocks.is_marked(fd, layout.OWNER_MARK):
-            state = layout.DEAD
-    finally:
-        fd.close()
-    if state != layout.OPEN:
-        raise _gone(key, control.name, dead=state == layout.DEAD)
-    try:
-        membership = Membership(key, control, leasing.take_all(key, control))
-    except FileNotFoundError:
-        raise _gone(key, control.name) from None
-    membership = _joined.setdefault(key, membership)
+def entered(membership: Membership) -> Membership:
+    """Give that by which this process takes part: this one, unless another thread was faster."""
+    membership = _joined.setdefault(membership.key, membership)
     _note_near(membership)
     return membership
 
 
-def _gone(key: names.StoreKey, name: str | None = None, *, dead: bool = False) -> StoreClosedError:
-    label = repr(name) if name else f"{key.store:016x}"
-    return StoreClosedError(
-        f"the store {label} {'is gone: the process that opened it has died' if dead else 'is closed'}",
-        remedy="Keep the store open for as long as its arrays travel; open a new one.",
-        store=name or f"{key.store:016x}",
-        dead=dead,
-    )
+def near(store: int) -> Membership | None:
+    """Give this process's part in the store with that number, open or not; None if it has none."""
+    known = _near.get(store)
+    return None if known is None else known()

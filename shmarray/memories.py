@@ -97,6 +97,8 @@ class Memory:
         # Bytes from the beginning on that are in large pages, or cannot be; and how many fill such pages.
         self._merged, self._mergeable = 0, size // segments.LARGE_PAGE * segments.LARGE_PAGE if LARGE_PAGES else 0
         self.begin()
+        if segments.has_forked_since(fd):
+            self._era = object()  # by a signal handler, before this: a child has it too
         number = id(self)
         _all[number] = weakref.ref(self, functools.partial(_close, fd, self.identity, number))
         segments.keep_open(fd)  # only now: from here on nobody else closes it in a child
@@ -249,5 +251,7 @@ def _close_all() -> None:
 processes.around_fork(_before_fork, _era.clear)
 processes.around_fork(functools.partial(forking.append, None), forking.pop)
 processes.after_fork_in_child(forking.clear)
+# What the fork of a signal handler came into the midst of goes on in the child too, on one lock with the parent.
+processes.after_fork_in_child(_era.clear)
 processes.after_fork_in_child(_close_all)
 atexit.register(_close_all)

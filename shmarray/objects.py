@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from shmarray import arrays, blocks, contents, locks, membership, trees, wholes
+from shmarray import arrays, blocks, contents, joining, locks, trees, wholes
 from shmarray._format import layouts
 from shmarray._format.handle import BlockKey
 from shmarray._os import futexes, late, segments
@@ -152,7 +152,7 @@ def segment_of(shared: SharedObject) -> segments.Segment:
 def _attach(cls: type[SharedObject], key: tuple[Any, ...]) -> SharedObject:
     """Load a handle of a shared object. Raises as `blocks.attach` does."""
     block_key = BlockKey(*key)
-    segment = blocks.attach(membership.join(block_key.store_key), block_key)
+    segment = blocks.attach(joining.join(block_key.store_key), block_key)
     _check_kind(segment, cls._kind)
     return cls._over(segment)
 

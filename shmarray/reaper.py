@@ -43,6 +43,7 @@ _owed: deque[str] = deque()
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _DOTS_OF_KEPT = 6  # in the name of a handle that lies in another block: shmarray.UID.STORE.h.BLOCK.RANDOM.KEEPER
 _UNHELD = (names.ANONYMOUS, names.TEMPORARY, names.WARM, names.SLAB)
+_MAY_STAY_MAPPED = (names.NAMED, names.ANONYMOUS, names.WARM)
 _STAYS = (names.CONTROL, names.CLAIM)
 
 
@@ -66,8 +67,12 @@ def remove_if_unheld(path: str, uid: int, *, draft: bool = False) -> bool:
         return False
     try:
         # The link count is read after the lock: whoever let go of the block before it has been seen.
-        if not flocks.try_exclusive(fd) or (segments.status(fd).st_nlink != 1 and not draft):
+        info = None if not flocks.try_exclusive(fd) else segments.status(fd)
+        if info is None or (info.st_nlink != 1 and not draft):
             return False
+        if info.st_nlink == 1:
+            # First: who dies after it leaves a name, of what is marked deleted, to the next sweep.
+            reclaim.give_back(fd, info.st_size, names=1)
         return segments.unlink(path)
     finally:
         fd.close()
@@ -181,7 +186,7 @@ def remove_blocks(directory: str, key: names.StoreKey) -> tuple[int, int]:
             info = segments.status_of(path)
         except FileNotFoundError:
             continue
-        fd = reclaim.open_large(path, key.uid, info.st_size) if kind.startswith(names.NAMED) else None
+        fd = reclaim.open_large(path, key.uid, info.st_size) if kind.startswith(_MAY_STAY_MAPPED) else None
         try:
             removed = segments.unlink(path)
             if fd is not None:

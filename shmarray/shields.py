@@ -1,4 +1,4 @@
-"""Keeping the cycle collector from taking a mapping for garbage.
+"""Keeping the cycle collector from taking a mapping for garbage, and from telling of an end that may not come.
 
 Owns: the one object that holds a mapping and that the collector does not look into: a NumPy array over it. Whatever else refers to a
 mapping (a memoryview, a list, an object of ours) the collector looks through; were all of these in one unreachable cycle, it
@@ -21,3 +21,12 @@ _BYTES = np.dtype(np.uint8)
 def over(segment: segments.Segment) -> np.ndarray[Any, Any]:
     """View all bytes of a mapping; it cannot end before this does."""
     return np.frombuffer(segment, _BYTES)
+
+
+def token() -> np.ndarray[Any, Any]:
+    """Give what ends when the object that has it is taken apart, and not before.
+
+    Of an object of its own kind, in a cycle, the collector tells those who watch it that it has ended before it is sure of that: a
+    `__del__` may bring it back to life.
+    """
+    return np.empty(0, _BYTES)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from shmarray import blockfiles, cells, contents, membership, stocks
+from shmarray import blockfiles, cells, contents, joining, membership, stocks
 from shmarray._format import names, slab
 from shmarray._format.dtypes import decode_dtype, encode_dtype
 
@@ -71,7 +71,7 @@ def attach(kind: type[Array], key: BlockKey, spec: ViewSpec) -> Array:
     """Load the handle of an array in a cell, or of a view of it. Raises as `cells.attach` does."""
     member = membership.near(key.store)
     if member is None or not member.is_open():
-        member = membership.join(key.store_key)
+        member = joining.join(key.store_key)
     root = cells.attach(member, key)
     try:
         if spec.offset < 0:  # NumPy looks only at the other end

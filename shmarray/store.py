@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from shmarray import blocks, census, controls, deletion, exhaustion, founding, membership, objects, settings, stocks
+from shmarray import blocks, census, controls, deletion, exhaustion, founding, joining, objects, settings, stocks
 from shmarray._format import flags, names
 from shmarray._os import late
 from shmarray.constructors import Constructors
@@ -260,7 +260,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         """Give the memory of freed arrays back to the system that is kept for the next ones; returns how many bytes.
 
         Of large arrays only the process that opened the store keeps any. It is given back by itself before `StoreFullError` is raised.
-        Large named arrays that this process has attached and let go of are unmapped too; they are mapped for the next time, and hold
+        Large arrays of others that this process has attached and let go of are unmapped too; they are mapped for the next time, and hold
         memory only if they were deleted meanwhile.
         """
         member = self._open()
@@ -306,12 +306,12 @@ def connect(name: str) -> Store:
     6
     """
     names.check(name, "a store")
-    return Store._connected(membership.join(controls.find(name)))
+    return Store._connected(joining.join(controls.find(name)))
 
 
 def _join(uid: int, store: int) -> Store:
     """Load a pickled store."""
-    return Store._connected(membership.join(names.StoreKey(uid, store)))
+    return Store._connected(joining.join(names.StoreKey(uid, store)))
 
 
 __all__ = ["Store", "connect"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 
-from shmarray import arrays, attachments, blockfiles, blocks, contents, deletion, membership
+from shmarray import arrays, attachments, blockfiles, blocks, contents, deletion, joining
 from shmarray._format import counts
 from shmarray._format import trees as form
 from shmarray._format.handle import BlockKey
@@ -246,7 +246,7 @@ def _refuse(segment: segments.Segment, error: Exception) -> NoReturn:
 def _attach(key: tuple[Any, ...], path: tuple[Any, ...]) -> Any:
     """Load a handle of a tree or of a part of one."""
     block_key = BlockKey(*key)
-    segment = blocks.attach(membership.join(block_key.store_key), block_key)
+    segment = blocks.attach(joining.join(block_key.store_key), block_key)
     description = contents.describe(segment)
     try:
         node = form.root(description.tree)

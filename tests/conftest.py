@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import hypothesis
 import pytest
 
+from shmarray import absences
 from tests.helpers import forks, leaks, tracing
 from tests.helpers.processes import Child, wait_until
 
@@ -139,6 +140,7 @@ def _leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
     request.node.funcargs.clear()  # pytest keeps what fixtures gave, arrays too, until the test is over for good
 
     def clean() -> bool:
+        absences.tidy()  # as the next store that is opened or joined here would
         now = leaks.Look.now()
         ending = now.ending_since(before)
         left[:] = now.leaked_since(before, ending)

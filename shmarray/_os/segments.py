@@ -61,8 +61,9 @@ hang on it. Its own `close()` is a call into C, which no handler can come before
 
 _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _reliefs: list[Callable[[], bool]] = []
-# Which thread last opened a descriptor of that number. Entries stay when it is closed: who opens it next writes its own.
-_opener: dict[int, int] = {}
+# Which thread last opened a descriptor of that number, after how many forks. Entries stay when it is closed: the next is written over it.
+_opener: dict[int, tuple[int, int]] = {}
+_forks = [0]
 _STANDING = -1  # in place of a thread: kept open on purpose, by whom it is closed in a child too
 # Whether there are other threads, just before a fork.
 _threaded = [False]
@@ -78,13 +79,14 @@ def _is_relieved(error: OSError) -> bool:
 
 
 def _opened(path: str, flags: int) -> Descriptor:
+    forks = _forks[0]
     try:
         fd = _open(path, flags)
     except OSError as error:
         if not _is_relieved(error):
             raise
         fd = _open(path, flags)
-    _opener[fd.fileno()] = threading.get_ident()
+    _opener[fd.fileno()] = threading.get_ident(), forks
     return fd
 
 
@@ -95,10 +97,16 @@ def _open(path: str, flags: int) -> Descriptor:
 
 def keep_open(fd: Descriptor) -> None:
     """Say that this descriptor stays open; who keeps it closes it in a forked child."""
-    _opener[fd.fileno()] = _STANDING
+    _opener[fd.fileno()] = _STANDING, _forks[0]
+
+
+def has_forked_since(fd: Descriptor) -> bool:
+    """Whether a child may have the same open file description, locks and all, for a fork came since it was opened."""
+    return _opener.get(fd.fileno(), (0, -1))[1] != _forks[0]
 
 
 def _note_threads() -> None:
+    _forks[0] += 1
     _threaded[0] = len(sys._current_frames()) > 1
 
 
@@ -111,7 +119,7 @@ def _close_of_other_threads() -> None:
     if _threaded[0]:
         me = threading.get_ident()
         for fd in map(int, os.listdir("/proc/self/fd")):
-            if _opener.get(fd) not in (me, _STANDING) and _is_ours(fd):
+            if _opener.get(fd, (0, 0))[0] not in (me, _STANDING) and _is_ours(fd):
                 os.close(fd)
 
 
@@ -184,7 +192,7 @@ def open_existing(path: str, *, write: bool = True) -> Descriptor:
 def duplicate(fd: Descriptor) -> Descriptor:
     """Have a second descriptor of the same open file description, with the locks that hang on it."""
     again = next(map(Descriptor.fromfd, map(os.dup, (fd.fileno(),))))
-    _opener[again.fileno()] = threading.get_ident()
+    _opener[again.fileno()] = threading.get_ident(), _opener.get(fd.fileno(), (0, -1))[1]
     return again
 
 
@@ -222,9 +230,9 @@ def reserve(fd: Descriptor, offset: int, size: int) -> None:
         offset += piece
 
 
-def discard(fd: Descriptor, size: int) -> None:
-    """Give back the memory of a file now, if it has no name, whoever maps it still: they see zeros. Not every file system does so."""
-    if status(fd).st_nlink == 0:
+def discard(fd: Descriptor, size: int, *, names: int = 0) -> None:
+    """Give back the memory of a file now, if it has so many names, whoever maps it still: they see zeros. Not every file system does so."""
+    if status(fd).st_nlink == names:
         _fallocate(fd.fileno(), _PUNCH_HOLE, 0, size)
 
 

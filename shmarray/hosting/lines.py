@@ -20,7 +20,7 @@ from multiprocessing import process, util
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
-from shmarray import membership
+from shmarray import joining
 from shmarray._os import ties
 from shmarray.errors import HostError
 from shmarray.hosting import reaching, standard
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from shmarray._format.names import StoreKey
+    from shmarray.membership import Membership
 
 _PATIENCE = 30
 _MESSAGE = 64
@@ -283,10 +284,10 @@ ties.around_fork(_before_fork, _after_in_parent, _after_in_child)
 def reach(key: StoreKey, address: str) -> Line:
     """Give the line to the host at an address that came with a pickle. Raises `HostError`, `StoreClosedError`."""
     line = _lines.get(address)
-    return _open(membership.join(key), address) if line is None else line
+    return _open(joining.join(key), address) if line is None else line
 
 
-def reach_host(member: membership.Membership) -> Line:
+def reach_host(member: Membership) -> Line:
     """Give the line to the store's host; it is started if none runs. Raises `HostError`, `StoreClosedError`."""
     member.require_open()
     known = _places.get(member.key)
@@ -302,7 +303,7 @@ def reach_host(member: membership.Membership) -> Line:
     return _open(member, address)
 
 
-def _open(member: membership.Membership, address: str) -> Line:
+def _open(member: Membership, address: str) -> Line:
     with _opening[0]:
         line = _lines.get(address)
         if line is None:

@@ -181,7 +181,8 @@ class Reader:
         if self._store.state in _ENDED:
             return {**facts, "state": "dead", "reason": _ENDED[self._store.state]}
         named = facts.get("name") is not None
-        if facts["holders"] or named or handles.kept or not self._holders.is_free(path):
+        # Who maps it idly is among its holders, and has no lease: the lock is asked.
+        if named or handles.kept or not self._holders.is_free(path):
             return facts
         if facts["kind"] == "guard":
             entry = os.path.basename(path)

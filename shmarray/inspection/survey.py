@@ -135,8 +135,8 @@ class _Look:
         # The guardian maps the control file too, and takes no part in the store.
         participants = tuple(pid for pid in self.holders.of(info, SHM) if pid != guardian)
         state = layout.STATES[_word(page, layout.STATE_AT)]
-        if not participants and not owned and self.holders.is_free(path) and self._is_unclaimed(key, record.directory):
-            state = "leftover"
+        if not owned and self.holders.is_free(path) and self._is_unclaimed(key, record.directory):
+            state, participants = "leftover", ()  # who maps it has left, and cannot come back
         elif state == "open" and not owned:
             state = "dead"
         store = Store(
