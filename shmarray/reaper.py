@@ -70,10 +70,9 @@ def remove_if_unheld(path: str, uid: int, *, draft: bool = False) -> bool:
         info = None if not flocks.try_exclusive(fd) else segments.status(fd)
         if info is None or (info.st_nlink != 1 and not draft):
             return False
-        if info.st_nlink == 1:
-            # First: who dies after it leaves a name, of what is marked deleted, to the next sweep.
-            reclaim.give_back(fd, info.st_size, names=1)
-        return segments.unlink(path)
+        removed = segments.unlink(path)
+        reclaim.give_back(fd, info.st_size)
+        return removed
     finally:
         fd.close()
 
