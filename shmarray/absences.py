@@ -7,7 +7,7 @@ lease. It is *absent* then: it takes no part, it keeps no file, no name and no g
 descriptor, and then looks whether the store is still open.
 
 Owns: the leases of what is absent; that they are let go of only where nobody in this process can still rely on them.
-Must not know: how one joins at first (`membership`), what the mappings are of that stay meanwhile.
+Must not know: how one joins at first (`joining`), what the mappings are of that stay meanwhile.
 
 Why it is safe: as in `idling`. The lease is let go of when the `Membership` is taken apart, if nobody refers to the mapping, and no fork
 came while it was held. A store that has ended meanwhile says so in its control page, which is mapped; its file has no name then. A

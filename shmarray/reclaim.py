@@ -42,19 +42,19 @@ def open_large(path: str, uid: int, size: int) -> segments.Descriptor | None:
         return None
 
 
-def give_back(fd: segments.Descriptor, size: int, *, names: int = 0) -> None:
-    """Give the memory of a removed block's data back at once, though processes that look at it no more still map it.
+def give_back(fd: segments.Descriptor, size: int) -> None:
+    """After a block has lost its names: give the memory of its data back at once, though processes that look at it no more still map it.
 
-    Only if it has so many names; if the kernel says that nobody has the lease; and if nobody was told the file's name, which leads to a
-    mapping without one. The header stays, and says so. Takes the exclusive lock. Never raises.
+    Only if the kernel says that nobody has the lease, and nobody was told the file's name, which leads to a mapping without one. The
+    header stays, and says so. Takes the exclusive lock. Never raises.
     """
     try:
-        if size < _WORTH or not flocks.try_exclusive(fd) or segments.status(fd).st_nlink != names:
+        if size < _WORTH or not flocks.try_exclusive(fd) or segments.status(fd).st_nlink:
             return
         data = header.unseen(segments.read(fd, header.SIZE, size - header.SIZE))
         if data:
             # Before the lock is let go of: who had it open, or maps it idly, takes the lease only then, and looks at the state.
             segments.write(fd, header.DELETED.to_bytes(8, "little"), header.state_offset(size))
-            segments.discard(fd, data // segments.PAGE * segments.PAGE, names=names)
+            segments.discard(fd, data // segments.PAGE * segments.PAGE)
     except (OSError, ValueError):
         return

@@ -230,9 +230,9 @@ def reserve(fd: Descriptor, offset: int, size: int) -> None:
         offset += piece
 
 
-def discard(fd: Descriptor, size: int, *, names: int = 0) -> None:
-    """Give back the memory of a file now, if it has so many names, whoever maps it still: they see zeros. Not every file system does so."""
-    if status(fd).st_nlink == names:
+def discard(fd: Descriptor, size: int) -> None:
+    """Give back the memory of a file now, if it has no name, whoever maps it still: they see zeros. Not every file system does so."""
+    if status(fd).st_nlink == 0:
         _fallocate(fd.fileno(), _PUNCH_HOLE, 0, size)
 
 

@@ -140,14 +140,20 @@ def test_nothing_of_a_store_that_has_ended_is_kept_when_another_one_is_joined(st
         worker.finish().expect()
 
 
+def two_handles(owner: Child) -> list[str]:
+    """Have the owner pickle its array twice."""
+    owner.tell("report('handle', [pickle.dumps(array).hex() for _ in range(2)])")
+    handles: list[str] = owner.wait_for("handle")
+    owner.wait_for("done")
+    return handles
+
+
 def test_a_dead_owner_is_found_out_before_anyone_has_written_it_down() -> None:
     """The guardian is stopped, so that nobody marks the store."""
     with Child(OWNER, "0", env={"SHMARRAY_SMALLEST_WARM": "4096"}) as owner:
         store: Any = pickle.loads(bytes.fromhex(owner.wait_for("ready")))
         with Worker(store) as worker:
-            owner.tell("report('handle', [pickle.dumps(array).hex() for _ in range(2)])")
-            first, second = owner.wait_for("handle")
-            owner.wait_for("done")
+            first, second = two_handles(owner)
             worker.do(f"a = pickle.loads(bytes.fromhex({first!r})); del a")
             guardian = store.guardian_pid
             os.kill(guardian, signal.SIGSTOP)
@@ -165,10 +171,8 @@ def test_what_nobody_takes_part_in_is_removed_though_absent_processes_map_it() -
     with Child(OWNER, "0", env={"SHMARRAY_SMALLEST_WARM": "4096"}) as owner:
         store: Any = pickle.loads(bytes.fromhex(owner.wait_for("ready")))
         with Worker(store) as worker:
-            owner.tell("report('handle', [pickle.dumps(array).hex() for _ in range(2)])")
-            for handle in owner.wait_for("handle"):
+            for handle in two_handles(owner):
                 worker.do(f"a = pickle.loads(bytes.fromhex({handle!r})); del a")
-            owner.wait_for("done")
             identity, guardian = store.id, store.guardian_pid
             del store
             os.kill(guardian, signal.SIGKILL)

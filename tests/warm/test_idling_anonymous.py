@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
-from shmarray import idling
 from tests.helpers.leaks import shm_entries
 from tests.helpers.processes import Child, reap, wait_until
 from tests.helpers.tracing import Interrupted, Interrupter, kill_at
 from tests.warm.test_idling import BYTES, FORK, File, N, Reader
-from tests.warm.test_idling_attacks import ours
+from tests.warm.test_idling_attacks import load_while, ours, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -352,7 +351,7 @@ def test_an_interruption_at_any_step_leaves_neither_descriptor_nor_lease_nor_fil
             with File(held[0]) as file:
                 handle = b"" if deed == "let go" else _asked(owner)
                 if last:
-                    _tell(owner, "array = store.ones({n})")
+                    tell(owner, "array = store.ones({n})")
                 if handle:
                     held.clear()
                 interrupter = Interrupter(n, ours)
@@ -385,7 +384,7 @@ def test_a_kill_at_any_line_leaves_no_lease_and_the_last_ones_block_to_the_next_
         handle = b"" if deed == "let go" else _asked(owner)
         if handle:
             held.clear()
-        _tell(owner, "array = store.ones({n})")
+        tell(owner, "array = store.ones({n})")
         return held, handle
 
     step = 1 if request.config.getoption("--deep") else 5
@@ -427,7 +426,6 @@ def test_what_ends_or_is_used_again_in_the_midst_of_attaching_it_again_is_never_
     change: str,
     step: str,
     before: bool,  # noqa: FBT001  a parameter of a test
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By a handle that was loaded before, so that nothing keeps the array: all of it, or none."""
     with Child(OWNER, str(1 << 30), env={"SHMARRAY_SMALLEST_WARM": "4096"}) as owner:
@@ -435,38 +433,16 @@ def test_what_ends_or_is_used_again_in_the_midst_of_attaching_it_again_is_never_
         handle = _asked(owner)
         for _ in range(2):
             assert (pickle.loads(handle) == 1.0).all()
-        real = getattr(idling, step)
-        turns: list[int] = []
-
-        def changed(*args: Any) -> Any:
-            turns.append(1)
-            if len(turns) == 1 and before:
-                _tell(owner, change)
-            result = real(*args)
-            if len(turns) == 1 and not before:
-                _tell(owner, change)
-            return result
-
-        monkeypatch.setattr(idling, step, changed)
-        found: Any = None
-        with contextlib.suppress(sa.ArrayNotFoundError, sa.StoreClosedError):
-            found = pickle.loads(handle)
-        monkeypatch.setattr(idling, step, real)
-        assert turns
+        found = load_while(lambda: tell(owner, change), handle, step, before=before)
         if change != "store.close()":
-            _tell(owner, "other = store.full({n}, 5.0); another = store.full({n}, 6.0)")
+            tell(owner, "other = store.full({n}, 5.0); another = store.full({n}, 6.0)")
         assert found is None or (found == 1.0).all()
         found = None
         if change != "store.close()":
-            _tell(owner, "array = other = another = None; store.trim()")
+            tell(owner, "array = other = another = None; store.trim()")
             assert blocks(store) == []
         del store
         owner.finish().expect()
-
-
-def _tell(owner: Child, change: str) -> None:
-    owner.tell(change.format(n=N))
-    owner.wait_for("done")
 
 
 def test_threads_that_load_and_let_go_at_once_see_one_array(store: sa.Store) -> None:

@@ -147,7 +147,6 @@ def test_what_is_deleted_or_used_again_in_the_midst_of_attaching_it_again_is_nev
     change: str,
     step: str,
     before: bool,  # noqa: FBT001  a parameter of a test
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The old array, whole, or the new one, whole, or none at all."""
     with Child(OWNER, str(1 << 30), env={"SHMARRAY_SMALLEST_WARM": "4096"}) as owner:
@@ -155,26 +154,9 @@ def test_what_is_deleted_or_used_again_in_the_midst_of_attaching_it_again_is_nev
         handle = pickle.dumps(store["x"])
         for _ in range(2):
             assert (pickle.loads(handle) == 1.0).all()
-        real = getattr(idling, step)
-        turns: list[int] = []
-
-        def changed(*args: Any) -> Any:
-            turns.append(1)
-            if len(turns) == 1 and before:
-                _tell(owner, change)
-            result = real(*args)
-            if len(turns) == 1 and not before:
-                _tell(owner, change)
-            return result
-
-        monkeypatch.setattr(idling, step, changed)
-        found: Any = None
-        with contextlib.suppress(sa.ArrayNotFoundError, sa.StoreClosedError):
-            found = pickle.loads(handle)
-        monkeypatch.setattr(idling, step, real)
-        assert turns
+        found = load_while(lambda: tell(owner, change), handle, step, before=before)
         if change != "store.close()":
-            _tell(owner, f"other = store.full({N}, 5.0, name='y'); another = store.full({N}, 6.0)")
+            tell(owner, f"other = store.full({N}, 5.0, name='y'); another = store.full({N}, 6.0)")
             assert (store["y"] == 5.0).all()
         assert found is None or (found == 1.0).all()
         found = None
@@ -185,9 +167,32 @@ def test_what_is_deleted_or_used_again_in_the_midst_of_attaching_it_again_is_nev
         owner.finish().expect()
 
 
-def _tell(owner: Child, change: str) -> None:
+def tell(owner: Child, change: str) -> None:
+    """Have the owner run a line, and wait until it has."""
     owner.tell(change.format(n=N))
     owner.wait_for("done")
+
+
+def load_while(change: Callable[[], object], handle: bytes, step: str, *, before: bool) -> Any:
+    """Load a handle of what is mapped idly, with a change just before or after that step of it; None if there is no such array then."""
+    real = getattr(idling, step)
+    turns: list[int] = []
+
+    def changed(*args: Any) -> Any:
+        turns.append(1)
+        if len(turns) == 1 and before:
+            change()
+        result = real(*args)
+        if len(turns) == 1 and not before:
+            change()
+        return result
+
+    found: Any = None
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(sa.ArrayNotFoundError, sa.StoreClosedError):
+        patch.setattr(idling, step, changed)
+        found = pickle.loads(handle)
+    assert turns
+    return found
 
 
 @pytest.mark.parametrize("step", ["_pread", "_flock"])
