@@ -1,10 +1,10 @@
 """Stores that this process has left and may come back to.
 
 A worker that is sent an array, works on it and lets go of it, task after task, would join the store and leave it for each of them, and
-lose the mappings that stay (`idling`) with the last thing by which it took part. So a process that joins a store for the second time keeps
-the descriptor through which it takes the lease; when it leaves again, it keeps its mapping of the control file too, and lets go of the
-lease. It is *absent* then: it takes no part, it keeps no file, no name and no guardian. To come back it takes the lease again, by the same
-descriptor, and then looks whether the store is still open.
+lose with the last thing by which it took part what stays for the next one: idle mappings (`idling`), slabs (`slabmaps`), its seat in them
+(`seats`). So a process that joins a store for the second time keeps the descriptor through which it takes the lease; when it leaves again,
+it keeps its mapping of the control file too, and lets go of the lease. It is *absent* then: it takes no part, it keeps no file, no name and
+no guardian. To come back it takes the lease again, by the same descriptor, and then looks whether the store is still open.
 
 Owns: the leases of what is absent; that they are let go of only where nobody in this process can still rely on them.
 Must not know: how one joins at first (`joining`), what the mappings are of that stay meanwhile.
@@ -36,12 +36,14 @@ MOST = 4
 class Absence:
     """What one needs to come back: the leases, each with its descriptor, and what stays mapped; also while one takes part."""
 
-    __slots__ = ("control", "idle", "key", "leases", "memories")
+    __slots__ = ("control", "idle", "key", "leases", "memories", "seat", "slabs")
 
     def __init__(self, key: names.StoreKey, control: layout.Control) -> None:
         """Take the leases of a process that joins. Raises `FileNotFoundError` when the store has ended."""
         self.key, self.control = key, control
         self.idle: Any = None
+        self.seat: Any = None
+        self.slabs: dict[int, Any] = {}
         taken = leasing.take_kept(key, control)
         self.leases = tuple(lease for lease, _ in taken)
         self.memories = [memory for _, memory in taken]
@@ -74,15 +76,13 @@ class Absence:
         """Keep nothing."""
         for one in self.memories:
             one.close()  # before the mappings: their end looks whether they were the last that had the lease
-        self.leases, self.memories, self.idle = (), [], None
+        self.leases, self.memories, self.idle, self.seat = (), [], None, None
+        self.slabs.clear()
 
     def come_back(self) -> bool:
         """Take the leases again; false if the store has ended, or if that cannot be."""
-        for one in self.memories:
-            one.begin_era()
-            if memories.forking or not one.is_mine() or not flocks.try_share(one.fd) or not one.links():
-                return False
-            one.state = "live"
+        if not all(one.take_lease_again() for one in self.memories):
+            return False
         # The mark says that the owner's process is there: after its death the guardian may not have come to write it down yet.
         return not self.is_over() and flocks.is_marked(self.memories[0].fd, layout.OWNER_MARK)
 

@@ -97,7 +97,7 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
             kept.memory.close()  # the lease hangs on it as well
         last: Any = block.cache.pop(_LAST, None)
         if last is not None:
-            reclaim.give_back(last, block.file_size)
+            reclaim.give_back(last)
             last.close()
         memory = block.cache.pop(WARM, None)
         if memory is not None and block.member.pool.give_back(memory, block.path, anonymous=anonymous):

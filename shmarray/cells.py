@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmarray import exhaustion, keeping, seats, slabs
+from shmarray import exhaustion, keeping, seats, slabmaps, slabs
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format import slab as form
@@ -41,7 +41,7 @@ from shmarray.errors import ShmArrayError
 if TYPE_CHECKING:
     from shmarray.membership import Membership
     from shmarray.seats import Seat
-    from shmarray.slabs import Slab
+    from shmarray.slabmaps import Slab
 
 Root = np.ndarray[Any, np.dtype[Any]]
 _BYTE, _frombuffer = np.dtype(np.uint8), np.frombuffer
@@ -213,11 +213,11 @@ def _dropped(view: weakref.ref[Root]) -> None:
     if slab.stock is not None:
         slab.stock.dropped(slab, cell, known=view.offered or crossed)
     elif not slab.views:
-        slabs.is_idle(view.member.key.store, slab)
+        slabmaps.is_idle(view.member.key.store, slab)
     if not slab.views:
         leases = view.member.leases
         if not (leases and _load(leases[0], _STORE_AT)[0] == _OPEN):  # `is_open`, without the call
-            slabs.leave(view.member)
+            slabmaps.leave(view.member)
 
 
 def attach(member: Membership, key: BlockKey) -> Root:

@@ -77,7 +77,7 @@ def delete_name(member: Membership, name: str) -> bool:
             if memory is not None:
                 pool.moved(memory)
             else:
-                reclaim.give_back(fd, segments.status(fd).st_size)
+                reclaim.give_back(fd)
         finally:
             fd.close()
     finally:

@@ -295,7 +295,7 @@ class Draft:
                 if old is not None:
                     blockfiles.mark_deleted(old)
                     if memory is None:
-                        reclaim.give_back(old, segments.status(old).st_size)
+                        reclaim.give_back(old)
                 if memory is not None:
                     pool.moved(memory)
             finally:

@@ -218,14 +218,10 @@ def _no_root() -> None:
 def begin(fd: segments.Descriptor, info: os.stat_result, nbytes: int, number: int) -> Kept | None:
     """Before a block is mapped by this descriptor, whose lease it has: let the mapping stay; None if it is not worth that."""
     size = info.st_size
-    if size < warm.SMALLEST or (memories.count() >= _ALWAYS and memories.count() >= warm.most() // 2) or _forking:
+    if size < warm.SMALLEST or (memories.count() >= _ALWAYS and memories.count() >= warm.most() // 2):
         return None
-    try:
-        kept = Kept(memories.Memory(segments.duplicate(fd), size, info), nbytes, number)
-    except OSError:
-        return None  # there is no descriptor to spare
-    kept.memory.state = "live"
-    return kept
+    memory = memories.keep_lease(fd, info)
+    return None if memory is None else Kept(memory, nbytes, number)
 
 
 def root_of(segment: segments.Segment, kept: Kept) -> roots.Root:

@@ -37,6 +37,7 @@ def _back(key: names.StoreKey) -> Membership | None:
     if absence.idle is not None:
         member.idle = absence.idle
         member.idle.belong_to(member)
+    member.seat = absence.seat
     return membership.entered(member)
 
 

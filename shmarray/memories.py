@@ -173,6 +173,30 @@ class Memory:
             return 0
         return info.st_nlink if (info.st_dev, info.st_ino) == self.identity else 0
 
+    def take_lease_again(self) -> bool:
+        """Take the lease that was let go of; false if that cannot be: the file has lost its names, or the descriptor is no more."""
+        self.begin_era()
+        if forking or not self.is_mine() or not flocks.try_share(self.fd) or not self.links():
+            return False
+        self.state = "live"
+        return True
+
+    def leave_to_others(self) -> bool:
+        """Let go of the lease of what nobody here looks at; false if that may not be, or nobody else has it, nor a handle to it."""
+        if forking or self.has_crossed():
+            return False
+        self.hold()  # from here on a fork in another thread leaves the descriptor alone; one before has closed it
+        if not self.is_mine():
+            return False
+        # Asking loses the lease, whatever the answer: of several who ask at once the last one finds that it is.
+        is_last = flocks.try_exclusive(self.fd)
+        flocks.unlock(self.fd)
+        links = self.links()
+        if not links or (is_last and links == 1):
+            return False
+        self.state = "idle"
+        return True
+
     def let_go(self) -> None:
         """Stop keeping it. What is left of it is a block like any other, or nothing."""
         self._era = object()
@@ -191,7 +215,7 @@ class Memory:
         if path is not None:
             segments.unlink(path)
         if mine and self.is_mine():
-            reclaim.give_back(self.fd, self.size)
+            reclaim.give_back(self.fd)
         self.close()
 
     def close(self) -> None:
@@ -214,6 +238,18 @@ def _close(fd: segments.Descriptor, identity: tuple[int, int], number: int = 0, 
         fd.close()
     elif not fd.closed:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(fd))  # its destructor would close the number, whosever that is now
+
+
+def keep_lease(fd: segments.Descriptor, info: os.stat_result) -> Memory | None:
+    """Keep a descriptor of a lease, by which it can be let go of and taken again; None if that cannot be: then it ends with the mapping."""
+    if forking:
+        return None
+    try:
+        memory = Memory(segments.duplicate(fd), info.st_size, info)
+    except OSError:
+        return None  # there is no descriptor to spare
+    memory.state = "live"
+    return memory
 
 
 def count() -> int:

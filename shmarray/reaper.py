@@ -43,7 +43,7 @@ _owed: deque[str] = deque()
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _DOTS_OF_KEPT = 6  # in the name of a handle that lies in another block: shmarray.UID.STORE.h.BLOCK.RANDOM.KEEPER
 _UNHELD = (names.ANONYMOUS, names.TEMPORARY, names.WARM, names.SLAB)
-_MAY_STAY_MAPPED = (names.NAMED, names.ANONYMOUS, names.WARM)
+_MAY_STAY_MAPPED = (names.NAMED, names.ANONYMOUS, names.WARM, names.SLAB)
 _STAYS = (names.CONTROL, names.CLAIM)
 
 
@@ -71,7 +71,7 @@ def remove_if_unheld(path: str, uid: int, *, draft: bool = False) -> bool:
         if info is None or (info.st_nlink != 1 and not draft):
             return False
         removed = segments.unlink(path)
-        reclaim.give_back(fd, info.st_size)
+        reclaim.give_back(fd)
         return removed
     finally:
         fd.close()
@@ -109,8 +109,7 @@ def remove_unheld(directory: str, key: names.StoreKey) -> int:
         there = segments.inodes(directory, key.prefix) if kept else set()
         live = slabfiles.LiveCells(directory, key)
         gone = 0
-        # Handles first: they keep blocks.
-        for entry in sorted(found, key=lambda entry: not entry.startswith(names.IN_FLIGHT, len(key.prefix))):
+        for entry in _handles_first(found, key):
             kind, path = entry[len(key.prefix) :], os.path.join(directory, entry)
             if (
                 is_stale_claim(directory, key, kind, there)
@@ -124,6 +123,11 @@ def remove_unheld(directory: str, key: names.StoreKey) -> int:
         # What has gone may have been what handles lay in, which kept others.
         if not (gone and kept):
             return removed
+
+
+def _handles_first(found: list[str], key: names.StoreKey) -> list[str]:
+    """Put handles before the blocks that they keep."""
+    return sorted(found, key=lambda entry: not entry.startswith(names.IN_FLIGHT, len(key.prefix)))
 
 
 def release_claim(directory: str, key: names.StoreKey, entry: str) -> None:
@@ -176,7 +180,7 @@ def remove_blocks(directory: str, key: names.StoreKey) -> tuple[int, int]:
         found = segments.entries(directory, key.prefix)
     except FileNotFoundError:
         return 0, 0
-    for entry in found:
+    for entry in _handles_first(found, key):
         kind = entry[len(key.prefix) :]
         if kind in _STAYS:
             continue
@@ -189,7 +193,7 @@ def remove_blocks(directory: str, key: names.StoreKey) -> tuple[int, int]:
         try:
             removed = segments.unlink(path)
             if fd is not None:
-                reclaim.give_back(fd, info.st_size)
+                reclaim.give_back(fd)
         except OSError:
             continue  # a directory, or another user's file: it stays, the rest goes all the same
         finally:

@@ -42,13 +42,14 @@ def open_large(path: str, uid: int, size: int) -> segments.Descriptor | None:
         return None
 
 
-def give_back(fd: segments.Descriptor, size: int) -> None:
+def give_back(fd: segments.Descriptor) -> None:
     """After a block has lost its names: give the memory of its data back at once, though processes that look at it no more still map it.
 
     Only if the kernel says that nobody has the lease, and nobody was told the file's name, which leads to a mapping without one. The
     header stays, and says so. Takes the exclusive lock. Never raises.
     """
     try:
+        size = segments.status(fd).st_size
         if size < _WORTH or not flocks.try_exclusive(fd) or segments.status(fd).st_nlink:
             return
         data = header.unseen(segments.read(fd, header.SIZE, size - header.SIZE))

@@ -63,7 +63,13 @@ def take(member: Membership) -> Seat | None:
         era = object()
         _era.append(era)
     place = member.take_place(_PLACES)
-    return None if place is None else Seat(*place, era)
+    if place is None:
+        return None
+    seat = Seat(*place, era)
+    # Who leaves the store and comes back has its seat still: but what is taken so leaves enough for those who come for the first time.
+    if member.absence is not None and len(alive(member, range(layout.SEATS))) <= layout.SEATS // 2:
+        member.absence.seat = seat
+    return seat
 
 
 def alive(member: Membership, indices: Iterable[int]) -> dict[int, int]:

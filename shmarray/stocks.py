@@ -22,7 +22,7 @@ import operator
 from time import time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shmarray import cells, membership, seats, slabs, warm
+from shmarray import cells, membership, seats, slabmaps, slabs, warm
 from shmarray._format import control, names
 from shmarray._format import slab as form
 from shmarray._os import fences, processes, segments, words
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from shmarray.cells import Root
     from shmarray.membership import Membership
     from shmarray.seats import Seat
-    from shmarray.slabs import Slab
+    from shmarray.slabmaps import Slab
 
     Place = tuple[Slab, int]
     Fresh = tuple[Root, bool]
@@ -163,8 +163,7 @@ class Stock:
     def _remove(self, slab: Slab) -> int:
         """Give back a slab all of whose cells are free; returns its bytes."""
         self._spare -= 1
-        segments.unlink(slab.path)
-        slabs.drop(self._store, slab.number)
+        slabmaps.remove(self._store, slab)
         return slab.layout.nbytes
 
     def forget(self, slab: Slab) -> None:
@@ -233,7 +232,7 @@ class Stock:
     def _find_lost(self) -> None:
         """Find the cells that a call lost which an exception of a signal handler cut short."""
         self._spare = 0
-        self._slabs.extend(slab for slab in slabs.made_for(self) if slab not in self._slabs)
+        self._slabs.extend(slab for slab in slabmaps.made_for(self) if slab not in self._slabs)
         for slab in self._slabs:
             if len(slab.free) + slab.worn + len(slab.views) + len(slab.pending) < slab.layout.count:
                 there = {*slab.free, *slab.views, *slab.pending}
@@ -325,13 +324,13 @@ def allocate(member: Membership, array: Form) -> Fresh | None:
 def leave(member: Membership) -> None:
     """After the store was closed here: keep nothing of its slabs but what is in use."""
     with cells.Here.lock:
-        slabs.leave(member)
+        slabmaps.leave(member)
 
 
 def trim(store: int) -> int:
     """Give back the slabs of a store in which there is no array; returns how many bytes. Unmap others' that are not in use."""
     with cells.Here.lock:
-        slabs.drop_idle(store)
+        slabmaps.drop_idle(store)
     return sum(stock.trim() for key, stock in list(_stocks.items()) if key[0] == store)
 
 

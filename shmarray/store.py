@@ -277,6 +277,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         self._closed = True
         # Another object of the same store, from a pickle or `connect`, ends it no more than another process does.
         if self._at_exit is not None and self._member.is_owner:
+            stocks.leave(self._member)  # first: what this process maps no more, the sweep finds to be nobody's
             self._member.close()
             stocks.leave(self._member)
             self._at_exit.cancel()

@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("attachments",),
     ("blocks",),
     ("drafts", "resting"),
+    ("slabmaps",),
     ("slabs",),
     ("cells",),
     ("stocks", "deletion"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
-from shmarray import cells, seats, slabs, stocks
+from shmarray import cells, seats, slabmaps, stocks
 from shmarray._format import slab as form
 from tests.helpers.processes import reap, wait_until
 from tests.helpers.sweeps import in_child
@@ -245,14 +245,14 @@ def test_the_last_who_drops_an_array_of_a_dead_maker_removes_the_slab(store: sa.
     wait_until(lambda: store.guardian_pid is None, message="the guardian does not end")
     with Partner() as reader:
         reader.do(f"store = {loading(pickle.dumps(store))}")
-        for _ in range(slabs._MOST_IDLE + 3):
+        for _ in range(slabmaps._MOST_IDLE + 3):
             with Partner() as maker:
                 maker.do(f"store = {loading(pickle.dumps(store))}; array = store.ones(100)")
                 handle = bytes.fromhex(maker.do("said = pickle.dumps(array).hex()"))
                 reader.do(f"array = {loading(handle)}")
                 maker.kill()
             reader.do("assert array.sum() == 100; del array")
-        assert len(files(store, "s.")) == slabs._MOST_IDLE
+        assert len(files(store, "s.")) == slabmaps._MOST_IDLE
         reader.kill()
     store.check(fix=True)
     assert files(store) == set()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
-from shmarray import cells, slabs
+from shmarray import cells, slabmaps
 from tests.helpers.processes import reap, wait_until
 from tests.helpers.sweeps import in_child
 from tests.smalls import deaths
@@ -189,7 +189,7 @@ def leave(stand: Stand) -> None:
     with unseen():
         serial = next_serial()
         stand.tell(serial, made(stand.store, serial))
-    slabs._left(stand.store._open().key.store)
+    slabmaps._left(slabmaps._parts[stand.store._open().key.store])
 
 
 DEEDS: tuple[Callable[[Stand], None], ...] = (

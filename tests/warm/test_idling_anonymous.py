@@ -296,7 +296,7 @@ import pickle, sys
 import numpy as np, shmarray as sa
 from tests.helpers.processes import report
 with sa.Store(warm=int(sys.argv[1])) as store:
-    array = store.ones({N})
+    array = store.ones(int(sys.argv[2]) if len(sys.argv) > 2 else {N})
     report("ready", pickle.dumps(store).hex())
     for line in sys.stdin:
         exec(line)
