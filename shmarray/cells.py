@@ -34,7 +34,7 @@ from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._format.handle import BlockKey
-from shmarray._os import endings, fences, processes, segments, words
+from shmarray._os import fences, processes, segments, words
 from shmarray.blockfiles import GONE, corrupt, not_found
 from shmarray.errors import ShmArrayError
 
@@ -90,17 +90,15 @@ def view_of(array: Any) -> View | None:
     root, base = array, getattr(array, "base", None)
     while base is not None and type(base) is not memoryview:
         root, base = base, getattr(base, "base", None)
-    return None if base is None else _views.get(id(base.obj)) or _views.get(id(root))
+    below: Any = None if base is None else base.obj
+    view = None if base is None else _views.get(id(below)) or _views.get(id(root))
+    # An entry stays for a moment after its root has ended, in whose place another object may be by then.
+    return view if view is not None and (view() is below or view() is root) else None
 
 
 def over(root: Root) -> Root:
     """Give what arrays over a cell are made of: an array over a memoryview of its root."""
     return _frombuffer(root.data, _BYTE)
-
-
-def view_at(root: Root) -> View:
-    """Give the view of a root."""
-    return _views[id(root)]
 
 
 def current_seat(member: Membership) -> Seat | None:
@@ -189,7 +187,9 @@ def settle(_: object = None) -> None:
             if True not in got:
                 return
             Here.settling = True
-            endings.drain(ended, _dropped)
+            while ended:
+                _dropped(ended[0])
+                ended.popleft()  # only now: with an exception before, the next one sees to it again
         finally:
             if True in got:
                 Here.settling = False

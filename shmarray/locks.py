@@ -7,7 +7,7 @@ Must not know: how a guard works (`guards`), NumPy.
 from __future__ import annotations
 
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from shmarray import blocks, cellguards, cells, guards, joining, scopes, shields
 from shmarray._format import flags, slab
@@ -301,5 +301,5 @@ def _attach(kind: type[Lock], key: tuple[Any, ...]) -> Lock:
     member = joining.join(block_key.store_key)
     if slab.is_cell(block_key.block):
         root = cells.attach(member, block_key)
-        return kind(root, cellguards.guard_of(cells.view_at(root)))
+        return kind(root, cellguards.guard_of(cast("cells.View", cells.view_of(root))))
     return over(kind, blocks.attach(member, block_key))

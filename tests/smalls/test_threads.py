@@ -10,6 +10,7 @@ import threading
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 
 import shmarray as sa
@@ -126,6 +127,35 @@ def test_a_view_of_a_view_keeps_the_array(store: sa.Store) -> None:
         views.pop()
     assert root() is None
     assert store.stats().anonymous == 0
+
+
+def test_private_memory_in_the_place_of_an_array_that_has_ended_is_not_taken_for_it(store: sa.Store) -> None:
+    """The end of an array is seen to later where another thread is at work on cells; until then its place may be another one's."""
+    array = made(store, next_serial())
+    inside, leave = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with cells.Here.lock:
+            inside.set()
+            assert leave.wait(30)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        assert inside.wait(30)
+        place = id(cells.view_of(array)())  # type: ignore[misc]  # it is in a cell
+        del array
+        others: list[Any] = []
+        while not others or id(others[-1]) != place:
+            assert len(others) < 100_000
+            others.append(np.frombuffer(bytearray(64), np.uint8))
+        assert cells.ended
+        assert cells.view_of(others[-1]) is None
+    finally:
+        leave.set()
+        worker.join()
+    cells.settle()
+    assert not cells.ended
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
