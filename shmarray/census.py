@@ -212,7 +212,8 @@ def _acquit(member: Membership, suspects: dict[str, tuple[str, str, int]]) -> No
 def _remove_dead(member: Membership, kind: str, path: str, reason: str) -> bool:
     """Remove what nobody can reach; what is damaged may be evidence, and stays."""
     if kind.startswith(names.IN_FLIGHT):
-        return reaper.is_stale_claim(member.control.directory, member.key, kind) and segments.unlink(path)
+        stale = reaper.is_stale_claim(member.control.directory, member.key, kind)
+        return stale and reaper.remove_name(path, kind, member.key.uid) is not None
     if reason == _UNGUARDED:
         return reaper.is_stale_guard(member.control.directory, member.key, kind) and segments.unlink(path)
     if reason not in (_UNHELD, _UNFINISHED, _ABANDONED):

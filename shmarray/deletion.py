@@ -93,11 +93,12 @@ def has_name(member: Membership, name: str) -> bool:
 def _drop_claims(member: Membership, kind: str, *, kept: bool = True) -> int:
     """Remove handles in flight; with `kept`, also those that lie in a queue or the like. Returns how many."""
     directory, prefix = os.path.split(member.block_prefix + kind)
-    return sum(
-        segments.unlink(os.path.join(directory, entry))
-        for entry in segments.entries(directory, prefix)
-        if kept or names.keeper_of(entry[len(member.key.prefix) :]) is None
-    )
+    removed = 0
+    for entry in segments.entries(directory, prefix):
+        found = entry[len(member.key.prefix) :]
+        if kept or names.keeper_of(found) is None:
+            removed += reaper.remove_name(os.path.join(directory, entry), found, member.key.uid) is not None
+    return removed
 
 
 def settle(member: Membership) -> None:

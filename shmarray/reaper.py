@@ -109,14 +109,14 @@ def remove_unheld(directory: str, key: names.StoreKey) -> int:
         there = segments.inodes(directory, key.prefix) if kept else set()
         live = slabfiles.LiveCells(directory, key)
         gone = 0
-        for entry in _handles_first(found, key):
+        for entry in sorted(found, key=lambda entry: not entry.startswith(names.IN_FLIGHT, len(key.prefix))):
             kind, path = entry[len(key.prefix) :], os.path.join(directory, entry)
             if (
                 is_stale_claim(directory, key, kind, there)
                 or live.has_lost(kind)
                 or is_stale_guard(directory, key, kind)
             ):
-                segments.unlink(path)
+                remove_name(path, kind, key.uid)
             elif kind.startswith(_UNHELD):
                 gone += remove_if_unheld(path, key.uid, draft=kind.startswith((names.TEMPORARY, names.WARM)))
         removed += gone
@@ -125,9 +125,15 @@ def remove_unheld(directory: str, key: names.StoreKey) -> int:
             return removed
 
 
-def _handles_first(found: list[str], key: names.StoreKey) -> list[str]:
-    """Put handles before the blocks that they keep."""
-    return sorted(found, key=lambda entry: not entry.startswith(names.IN_FLIGHT, len(key.prefix)))
+def remove_name(path: str, kind: str, uid: int) -> int | None:
+    """Remove a name of a block, with the last one its memory; returns how many bytes the file has, None if the name was not there."""
+    try:
+        size = segments.status_of(path).st_size
+    except FileNotFoundError:
+        return None
+    leads_to = names.holder_of(kind) if kind.startswith(names.IN_FLIGHT) else kind
+    removed = reclaim.unlink(path, uid, size) if leads_to.startswith(_MAY_STAY_MAPPED) else segments.unlink(path)
+    return size if removed else None
 
 
 def release_claim(directory: str, key: names.StoreKey, entry: str) -> None:
@@ -180,27 +186,17 @@ def remove_blocks(directory: str, key: names.StoreKey) -> tuple[int, int]:
         found = segments.entries(directory, key.prefix)
     except FileNotFoundError:
         return 0, 0
-    for entry in _handles_first(found, key):
+    for entry in found:
         kind = entry[len(key.prefix) :]
         if kind in _STAYS:
             continue
         path = os.path.join(directory, entry)
         try:
-            info = segments.status_of(path)
-        except FileNotFoundError:
-            continue
-        fd = reclaim.open_large(path, key.uid, info.st_size) if kind.startswith(_MAY_STAY_MAPPED) else None
-        try:
-            removed = segments.unlink(path)
-            if fd is not None:
-                reclaim.give_back(fd)
+            removed = remove_name(path, kind, key.uid)
         except OSError:
             continue  # a directory, or another user's file: it stays, the rest goes all the same
-        finally:
-            if fd is not None:
-                fd.close()
-        if removed and not kind.startswith(names.IN_FLIGHT):
-            count, size = count + 1, size + info.st_size
+        if removed is not None and not kind.startswith(names.IN_FLIGHT):
+            count, size = count + 1, size + removed
     return count, size
 
 

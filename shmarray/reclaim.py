@@ -42,15 +42,30 @@ def open_large(path: str, uid: int, size: int) -> segments.Descriptor | None:
         return None
 
 
+def unlink(path: str, uid: int, size: int) -> bool:
+    """Remove a name of a file of `size` bytes, and with the last one its memory, as `give_back` does; false if it was not there."""
+    fd = open_large(path, uid, size)
+    try:
+        removed = segments.unlink(path)
+        if fd is not None:
+            give_back(fd)
+        return removed
+    finally:
+        if fd is not None:
+            fd.close()
+
+
 def give_back(fd: segments.Descriptor) -> None:
     """After a block has lost its names: give the memory of its data back at once, though processes that look at it no more still map it.
 
     Only if the kernel says that nobody has the lease, and nobody was told the file's name, which leads to a mapping without one. The
-    header stays, and says so. Takes the exclusive lock. Never raises.
+    header stays, and says so. Takes the exclusive lock of what has no name any more. Never raises.
     """
     try:
-        size = segments.status(fd).st_size
-        if size < _WORTH or not flocks.try_exclusive(fd) or segments.status(fd).st_nlink:
+        info = segments.status(fd)
+        size = info.st_size
+        # The order matters: of several who remove a name each, whoever removes the last one must not find the lock with another.
+        if size < _WORTH or info.st_nlink or not flocks.try_exclusive(fd):
             return
         data = header.unseen(segments.read(fd, header.SIZE, size - header.SIZE))
         if data:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
-from tests.helpers.leaks import shm_entries
+from shmarray import reaper, reclaim
+from shmarray._format import names
+from shmarray._os import flocks, segments
+from tests.helpers.leaks import SHM, shm_entries
 from tests.helpers.processes import Child, reap, wait_until
 from tests.helpers.tracing import Interrupted, Interrupter, kill_at
 from tests.warm.test_idling import BYTES, FORK, File, N, Reader
@@ -21,6 +24,7 @@ from tests.warm.test_idling_attacks import load_while, ours, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("small_is_kept")
 
@@ -147,6 +151,67 @@ def test_its_memory_goes_with_the_last_who_has_it_though_others_map_it_idly(
         assert found == ("StoreClosedError" if store.closed else "ArrayNotFoundError")
         for one in (reader, idle):
             one.finish().expect()
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_its_memory_goes_with_the_store_in_whatever_order_its_names_are_removed(
+    store: sa.Store,
+    backwards: bool,  # noqa: FBT001  a parameter of a test
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A handle in flight is a name of it too, and each file system lists the names of a directory in an order of its own."""
+    array, listed = store.ones(N), segments.entries
+    monkeypatch.setattr(segments, "entries", lambda *place: sorted(listed(*place), reverse=backwards))
+    with File(array) as file, Reader(store) as idle:
+        idle.do(sent(array) + "; del a")
+        assert sent(array)
+        del array
+        assert (file.links(), idle.maps(file.inode)) == (2, 1)
+        store.close()
+        assert (file.links(), file.memory() < BYTES // 2) == (0, True)
+        idle.finish().expect()
+
+
+def test_who_removes_a_name_that_is_not_the_last_does_not_keep_another_from_giving_the_memory_back(
+    tmp_path: Path,
+) -> None:
+    """Of two who remove one name each, the first may still be at it when the second has removed the last one."""
+    path = tmp_path / "block"
+    path.write_bytes(bytes(BYTES))
+    first, second = (segments.open_existing(str(path)) for _ in range(2))
+    reclaim.give_back(first)
+    assert flocks.try_exclusive(second)
+    first.close()
+    second.close()
+
+
+SWEEPS: dict[str, Callable[[sa.Store], object]] = {
+    "check": lambda store: store.check(fix=True),
+    "release": lambda store: store.release_unclaimed(),
+    "sweep": lambda store: reaper.remove_unheld(SHM, names.StoreKey(os.geteuid(), int(store.id, 16))),
+}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_its_memory_goes_with_a_handle_that_outlived_who_deleted_it(store: sa.Store, sweep: str) -> None:
+    """Killed between removing the block's own name and the handles: the last of these is the last name."""
+    array = store.ones(N)
+    assert store.guardian_pid is not None
+    os.kill(store.guardian_pid, signal.SIGSTOP)
+    try:
+        with File(array) as file, Reader(store) as idle:
+            idle.do(sent(array) + "; del a")
+            stale = sent(array)
+            (name,) = [kind for kind in blocks(store) if kind.startswith("a.")]
+            os.unlink(os.path.join(SHM, f"shmarray.{os.geteuid()}.{store.id}.{name}"))
+            del array
+            assert (file.links(), file.memory() >= BYTES, idle.maps(file.inode)) == (1, True, 1)
+            SWEEPS[sweep](store)
+            assert (file.links(), file.memory() < BYTES // 2) == (0, True)
+            assert idle.do(stale) == "ArrayNotFoundError"
+            idle.finish().expect()
+    finally:
+        os.kill(store.guardian_pid, signal.SIGCONT)
 
 
 def test_a_handle_in_flight_keeps_it_when_the_last_view_goes(store: sa.Store) -> None:
