@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from shmarray import controls
+from shmarray import controls, reclaim
 from shmarray._format import header as form
 from shmarray._format import kinds, names
 from shmarray._os import segments, words
@@ -45,7 +45,7 @@ def mark_deleted(fd: segments.Descriptor) -> None:
     """Tell those who still map the block that handles to it are stale. A foreign or damaged file is left alone."""
     size = segments.status(fd).st_size
     if size >= form.SIZE and segments.read(fd, 8, size - form.SIZE) == form.MAGIC:
-        segments.write(fd, form.DELETED.to_bytes(8, "little"), form.state_offset(size))
+        reclaim.mark_deleted(fd, size)
 
 
 def is_resting(path: str, size: int) -> bool:

@@ -148,6 +148,9 @@ class explained:  # noqa: N801  used as a function
 
 def explain(error: OSError, directory: str, asked: int) -> None:
     """Raise `StoreFullError` if an error is the kernel's "no more"; for those to whom a `with` block costs too much."""
+    longest = limits.file_size() if error.errno == errno.EFBIG else None
+    if longest is not None:
+        raise _too_long(asked, longest) from None
     if error.errno in _SPACE:
         what = "shared memory is full" if _is_memory(directory) else "the disk is full"
         raise full(what, directory, asked) from None
@@ -234,6 +237,17 @@ def _no_descriptor() -> StoreFullError:
         asked=1,
         free=0,
         limit=soft,
+        biggest=[],
+    )
+
+
+def _too_long(asked: int, longest: int) -> StoreFullError:
+    return StoreFullError(
+        f"this process may write no file that is longer than {size_text(longest)}; asked {size_text(asked)}",
+        remedy="Make smaller arrays, or raise the limit: `ulimit -f unlimited`, or resource.setrlimit(resource.RLIMIT_FSIZE, ...).",
+        asked=asked,
+        free=longest,
+        limit=longest,
         biggest=[],
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 
 from shmarray._format import header
-from shmarray._os import flocks, segments
+from shmarray._os import flocks, segments, words
 
 _NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 _WORTH = 1 << 16  # bytes: the memory of what is smaller may stay for as long as somebody maps it
@@ -55,6 +55,18 @@ def unlink(path: str, uid: int, size: int) -> bool:
             fd.close()
 
 
+def mark_deleted(fd: segments.Descriptor, size: int) -> None:
+    """Write into the header of a block of `size` bytes that it was deleted."""
+    at = header.state_offset(size)
+    try:
+        segments.write(fd, header.DELETED.to_bytes(words.WORD, "little"), at)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        # The process may not write so far into a file (RLIMIT_FSIZE); through a mapping it may.
+        words.store(segments.map_shared(fd, size), at, header.DELETED)
+
+
 def give_back(fd: segments.Descriptor) -> None:
     """After a block has lost its names: give the memory of its data back at once, though processes that look at it no more still map it.
 
@@ -70,7 +82,7 @@ def give_back(fd: segments.Descriptor) -> None:
         data = header.unseen(segments.read(fd, header.SIZE, size - header.SIZE))
         if data:
             # Before the lock is let go of: who had it open, or maps it idly, takes the lease only then, and looks at the state.
-            segments.write(fd, header.DELETED.to_bytes(8, "little"), header.state_offset(size))
+            mark_deleted(fd, size)
             segments.discard(fd, data // segments.PAGE * segments.PAGE)
     except (OSError, ValueError):
         return

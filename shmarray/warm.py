@@ -29,7 +29,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from shmarray import memories, reaper
+from shmarray import memories, reaper, reclaim
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import flocks, limits, processes, segments
@@ -249,7 +249,7 @@ class Pool:
             return False
         memory.own_path = None
         # Before the lease is shared again: who opened it as the block it was must find that out.
-        segments.write(memory.fd, form.DELETED.to_bytes(8, "little"), form.state_offset(memory.size))
+        reclaim.mark_deleted(memory.fd, memory.size)
         if not flocks.try_share(memory.fd) or segments.status(memory.fd).st_nlink != 1:
             return False  # a janitor came between
         self._append(self._free, memory, "free")

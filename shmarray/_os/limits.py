@@ -103,6 +103,12 @@ def descriptors() -> tuple[int, int]:
     return resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
+def file_size() -> int | None:
+    """How long a file may be that this process writes; None if as long as it likes."""
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def mappings() -> int:
     """How many mappings one process may have (`vm.max_map_count`); 0 if unknown."""
     try:
