@@ -71,6 +71,12 @@ def doubled(first: int, used: int) -> int:
     return size
 
 
+def elsewhere(kind: int, data: bytes | memoryview) -> int:
+    """How many bytes of a parcel lie in a block of their own."""
+    size: int = 0 if kind == PLAIN else _WHERE.unpack(data)[1]
+    return size
+
+
 class Mendable(Protocol):
     """Records in an order."""
 

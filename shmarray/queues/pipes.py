@@ -5,7 +5,7 @@ Must not know: how records lie in memory, how a block is removed.
 
 A pipe is one block with two rings of records, and one small block for each end. Whoever has an end maps its block, so the kernel
 knows whether the other end is still anywhere: mapped by a process, or in a handle on its way. When it is nowhere, what was
-sent can still be received, and then comes `EOFError`.
+sent can still be received, and then comes `EOFError`. A word of each ring counts the bytes of large messages, which do not lie in it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,42 @@ if TYPE_CHECKING:
 
 _ROOM = 1 << 20  # bytes on their way after which whoever sends waits
 _ENDS = 2 * lines.WORDS
+_LARGE = _ENDS + 2
+_WORDS = _LARGE + 2
+
+
+class _Ring(shelves.Ring):
+    """Messages that go one way."""
+
+    __slots__ = ("_large",)
+
+    def __init__(self, keeper: keepers.Keeper, way: int) -> None:
+        """Use the words of one of the two ways."""
+        super().__init__(keeper, way * lines.WORDS)
+        self._large = _LARGE + way
+
+    def used(self) -> int:
+        """How many bytes are on their way, in the ring and in blocks of their own."""
+        large: int = self._words[self._large]
+        return super().used() + large
+
+    def add(self, kind: int, data: bytes | memoryview) -> None:
+        """See `Shelf`."""
+        super().add(kind, data)
+        self._words[self._large] += keepers.elsewhere(kind, data)
+
+    def take(self) -> tuple[int, bytes]:
+        """See `Shelf`."""
+        kind, data = super().take()
+        self._words[self._large] -= keepers.elsewhere(kind, data)
+        return kind, data
+
+    def mend(self) -> None:
+        """After a death: count the messages, and the bytes, anew."""
+        super().mend()
+        arena = self.arena()
+        read = [] if arena is None else [self._read(arena, at) for at, _ in self.records()]
+        self._words[self._large] = sum(keepers.elsewhere(kind, data) for _, kind, data in read)
 
 
 class _Pipe(objects.SharedObject):
@@ -36,10 +72,9 @@ class _Pipe(objects.SharedObject):
 
     def _attached(self) -> None:
         self.keeper = keepers.Keeper.of(self)
-        bases = (0, lines.WORDS)
-        self.rings = [shelves.Ring(self.keeper, base) for base in bases]
+        self.rings = [_Ring(self.keeper, way) for way in (0, 1)]
         self.lines = [
-            lines.Line(self.keeper, ring, base, self.rings) for ring, base in zip(self.rings, bases, strict=True)
+            lines.Line(self.keeper, ring, way * lines.WORDS, self.rings) for way, ring in enumerate(self.rings)
         ]
 
 
@@ -241,7 +276,7 @@ class Connection(objects.Shareable):
 
 def pipe(member: Membership, *, duplex: bool = True) -> tuple[Connection, Connection]:
     """Make a pipe; returns its ends. Without `duplex` the first only receives and the second only sends."""
-    shared = _Pipe._create(member, _ENDS + 2)
+    shared = _Pipe._create(member, _WORDS)
     ends = [_End._create(member, 1) for _ in range(2)]
     for index, end in enumerate(ends):
         shared._words[_ENDS + index] = keepers.signed(end.number)

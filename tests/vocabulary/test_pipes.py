@@ -229,6 +229,37 @@ def test_a_pipe_holds_a_bounded_amount() -> None:
         assert reap(pid) == 0
 
 
+class WaitError(Exception):
+    """Stands for the wait of a sender."""
+
+
+@pytest.mark.parametrize(("size", "most"), [(100, 10_000), (20_000, 53), (100_000, 11), (2_000_000, 1)])
+def test_a_sender_waits_whatever_the_size_of_its_messages(
+    size: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mebibyte on its way is the bound of each direction, also where messages have blocks of their own; received is gone."""
+    with sa.Store() as store:
+        one, other = store.Pipe()
+
+        def refuse(*_: Any) -> None:
+            raise WaitError
+
+        monkeypatch.setattr(keepers.Keeper, "_wait_change", refuse)
+        for sender, receiver in ((one, other), (other, one)) * 2:
+            sent = 0
+            with pytest.raises(WaitError):  # noqa: PT012  at one of these
+                while sent <= most:
+                    sender.send_bytes(bytes(size))
+                    sent += 1
+            assert most * 3 // 4 <= sent <= most
+            assert [len(receiver.recv_bytes()) for _ in range(sent)] == [size] * sent
+
+
+def _used(end: Any) -> int:
+    """How many bytes are on their way, both ways."""
+    return sum(ring.used() for ring in end._open().rings)
+
+
 def test_an_end_travels_to_any_process(start_method: SpawnContext) -> None:
     """As an argument, and through another pipe; the end lives while it is on its way."""
     with sa.Store() as store:
@@ -275,25 +306,28 @@ def test_a_sender_killed_at_any_line_sends_its_value_or_does_not(value: bytes) -
             seen[there] += 1
             other.send("back")
             assert one.recv() == "back"
+            assert _used(one) == 0, where
 
         assert deaths.sweep(lambda: one.send("before"), lambda: one.send(value), verify, step=2) > 15
         assert min(seen.values()) > 0
 
 
-def test_a_receiver_killed_at_any_line_takes_one_value_or_none() -> None:
+@pytest.mark.parametrize("size", [1, 40_000])
+def test_a_receiver_killed_at_any_line_takes_one_value_or_none(size: int) -> None:
     """The values behind it stay, in order."""
     with sa.Store() as store:
         one, other = store.Pipe()
 
         def ready() -> None:
             for number in range(3):
-                one.send(number)
+                one.send(bytes([number]) * size)
 
         def verify(where: str) -> None:
             found: list[Any] = []
             while other.poll():
-                found.append(other.recv())
+                found.append(other.recv()[0])
             assert found in ([0, 1, 2], [1, 2]), where
+            assert _used(one) == 0, where
 
         assert deaths.sweep(ready, other.recv, verify, step=2) > 10
 
@@ -320,5 +354,6 @@ def test_a_pipe_interrupted_at_any_step_is_usable_and_whole(deed: str) -> None:
                 value = other.recv()
                 found.append(value if isinstance(value, int) else len(value))
             assert found in {"send": ([3, 2], [3, 2, 40_000]), "recv": ([3, 2], [2])}.get(deed, ([3, 2],)), where
+            assert _used(one) == 0, where
 
         assert deaths.interrupt_everywhere(ready, acts[deed], verify) > 5
