@@ -69,10 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, where: Screen) -> Answer:
     """Collect. Raises `UsageError` for a directory that is none."""
-    directory = segments.SHM_DIRECTORY if options.directory is None else os.path.realpath(options.directory)
-    if not os.path.isdir(directory):
+    if options.directory is not None and not os.path.isdir(options.directory):
         message = f"--directory {options.directory!r} is not a directory"
         raise UsageError(message)
+    directory = segments.SHM_DIRECTORY if options.directory is None else os.path.realpath(options.directory)
     removed, after = _collect_all(directory, dry_run=options.dry_run)
     left = what_stays(after, foreseen=options.dry_run)
     alive = sum(store.state == "open" for store in after.stores)

@@ -158,18 +158,18 @@ def render(columns: Sequence[Column], rows: Sequence[Sequence[str]], where: Scre
 
 def _fit(columns: Sequence[Column], sizes: list[int], limit: int | None) -> list[int]:
     """Narrow `sizes` in place until they fit into `limit`; returns which columns are shown."""
-    shown = list(range(len(columns)))
+    shown, wanted = list(range(len(columns))), list(sizes)
     while limit is not None:
+        sizes[:] = wanted  # what the column had that has just gone is there for the others
         surplus = sum(sizes[index] for index in shown) + GAP * (len(shown) - 1) - limit
-        if surplus <= 0:
-            break
-        pliable = [index for index in shown if columns[index].least and sizes[index] > columns[index].least]
-        if pliable:
-            widest = max(pliable, key=lambda index: sizes[index] - columns[index].least)
+        slack = {index: sizes[index] - columns[index].least for index in shown if columns[index].least}
+        while surplus > 0 and slack and max(slack.values()) > 0:
+            widest = max(slack, key=slack.__getitem__)
             sizes[widest] -= 1
-            continue
+            slack[widest] -= 1
+            surplus -= 1
         droppable = [index for index in shown if columns[index].drop]
-        if not droppable:
+        if surplus <= 0 or not droppable:
             break
         shown.remove(max(droppable, key=lambda index: columns[index].drop))
     return shown

@@ -203,6 +203,14 @@ def test_a_table_that_can_give_way_fits(rows: list[list[str]], limit: int) -> No
     assert [line for line in lines if table.width(line) > limit] == []
 
 
+def test_what_a_dropped_column_had_goes_to_the_others() -> None:
+    """Columns are no narrower than they must be: when one goes, those that had shrunk for it have their width again."""
+    columns = [Column("NAME", least=4), Column("SIZE"), Column("AGE", drop=1)]
+    rows = [["training/images", "1.0 KiB", "12 hours and more"]]
+    assert table.render(columns, rows, Screen(30, "utf-8")).splitlines()[1] == "training/images  1.0 KiB"
+    assert table.render(columns, rows, Screen(20, "utf-8")).splitlines()[1] == "training/i…  1.0 KiB"
+
+
 @given(st.lists(st.text("abc def", max_size=12), min_size=1, max_size=30), st.integers(30, 100))
 def test_wrapped_text_fits_and_loses_nothing(words: list[str], limit: int) -> None:
     """Lines are broken between words only, and fit when the words do."""

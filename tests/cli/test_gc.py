@@ -344,8 +344,8 @@ def test_a_copy_of_a_control_file_harms_no_living_store() -> None:
 
 
 def test_a_directory_that_is_none_is_an_error_of_use() -> None:
-    """`--directory` of a file, or of nothing, ends with 2 and a sentence."""
-    for place in ("/no/such/place", "/etc/hostname"):
+    """`--directory` of a file, or of nothing, ends with 2 and a sentence; so does that of a variable that was not set."""
+    for place in ("/no/such/place", "/etc/hostname", ""):
         found = shmarray("gc", "--directory", place)
         assert (found.returncode, found.stdout) == (2, "")
         assert f"{place!r} is not a directory" in found.stderr
