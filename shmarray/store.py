@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from shmarray.census import Problem, StoreStats
     from shmarray.membership import Membership
 
+_OURS = frozenset({"_address", "_at_exit", "_closed", "_member"})  # what a store's object has for this process alone
+
 
 class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableMapping[str, Any]):
     """A set of NumPy arrays in shared memory, used by many processes and freed exactly once.
@@ -38,7 +40,8 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
     `shmarray.connect(name)`. `capacity` bounds the bytes of all its blocks; `directory` puts them in an ordinary directory
     instead of shared memory, for what does not fit there. `guard="robust"` makes locks that survive the death of their holder;
     `guard="multiprocessing"` plain semaphores, which hang when their holder is killed, as those of `multiprocessing` do; None, the
-    default, takes robust ones where the system has them (see the attribute `guard`). A store pickles: the receiver gets it connected.
+    default, takes robust ones where the system has them (see the attribute `guard`). A store pickles: the receiver gets it connected; one
+    of a subclass is of that class there, and has its attributes.
 
     `warm` bounds the bytes of memory that this process keeps of arrays it has freed, for the next ones: pages that are there already cost a
     tenth of fresh ones. None is an eighth of the memory file system, 0 nothing; `trim()` gives it back (`docs/performance.md`).
@@ -115,10 +118,13 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as an address: the receiving process joins the store."""
+        """Pickle as an address: the receiving process joins the store. Of a subclass, with its own attributes."""
         member = self._open()
         member.require_open()
-        return _join, (member.key.uid, member.key.store)
+        address = member.key.uid, member.key.store
+        if type(self) is Store:
+            return _join, address
+        return _join, (*address, type(self)), {name: value for name, value in vars(self).items() if name not in _OURS}
 
     def _open(self) -> Membership:
         if self._closed:
@@ -310,9 +316,9 @@ def connect(name: str) -> Store:
     return Store._connected(joining.join(controls.find(name)))
 
 
-def _join(uid: int, store: int) -> Store:
+def _join(uid: int, store: int, kind: type[Store] = Store) -> Store:
     """Load a pickled store."""
-    return Store._connected(joining.join(names.StoreKey(uid, store)))
+    return kind._connected(joining.join(names.StoreKey(uid, store)))
 
 
 __all__ = ["Store", "connect"]

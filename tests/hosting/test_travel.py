@@ -46,6 +46,41 @@ def test_a_proxy_travels_as_an_argument(start_method: SpawnContext, store: Thing
     answers.join_thread()
 
 
+class Rated(Things):
+    """A store of a class of one's own, with an attribute of its own."""
+
+    def __init__(self, rate: float) -> None:
+        """Open it."""
+        super().__init__(address=("127.0.0.1", 0), authkey=b"key")
+        self.rate = rate
+
+    def rated(self, value: float) -> Any:
+        """Make something."""
+        return self.Thing(self.rate * value)
+
+
+def make(store: Rated, answers: Any) -> None:
+    """Use a store elsewhere as what it is, and send it back."""
+    answers.put((store.rated(2).get(), store.address, store))
+
+
+def test_a_store_of_a_class_of_ones_own_travels_as_one(start_method: SpawnContext) -> None:
+    """Its methods, what was registered with it and its attributes are there; what only the owner has is not."""
+    with Rated(1.5) as store:
+        answers = start_method.Queue()
+        worker = start_method.Process(target=make, args=(pickle.loads(pickle.dumps(store)), answers))
+        worker.start()
+        value, address, back = answers.get(timeout=30)
+        worker.join()
+        assert (value, address, type(back), back.rate) == (3.0, None, Rated, 1.5)
+        again = copy.copy(store)
+        assert (type(again), again.rate, again.address, again == store) == (Rated, 1.5, None, True)
+        again.close()
+        assert (again.closed, store.closed) == (True, False)
+        answers.close()
+        answers.join_thread()
+
+
 def look(thing: Any) -> Any:
     """Ask for the value."""
     return thing.get()
