@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from shmarray import absences, controls, leasing, reaper
+from shmarray import absences, controls, exhaustion, leasing, reaper
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._os import flocks, mutexes, processes, segments
@@ -30,7 +30,7 @@ def found(
 
     `guard` is the kind of its locks, None for the best that there is; `small` bounds the arrays that share files,
     `copy_threads` the threads that share a copy.
-    Raises `StoreExistsError` when a store of that name is alive,
+    Raises `StoreExistsError` when a store of that name is alive, `StoreFullError`,
     `GuardError` where there are no locks of that kind.
     """
     kind = _guard_kind(guard)
@@ -80,21 +80,22 @@ def _guard_kind(wanted: str | None) -> str:
 
 
 def _make(directory: str, key: names.StoreKey, content: bytes, path: str, uid: int, *, owner: bool) -> segments.Segment:
-    """Make a control file or claim that is complete and locked before it has a name."""
-    fd, temporary = segments.create_leased(directory, lambda: names.draft(key, os.urandom(8).hex()))
-    try:
-        if owner:
-            flocks.mark(fd, layout.OWNER_MARK)
-        segments.write(fd, content, 0)
-        segment = leasing.lease(fd, len(content), path if owner else "", uid)
-        segments.publish(fd, path, temporary)
-    except BaseException:
-        if temporary is not None:
-            segments.unlink(temporary)
-        raise
-    finally:
-        fd.close()
-    return segment
+    """Make a control file or claim that is complete and locked before it has a name. Raises `StoreFullError`."""
+    with exhaustion.explained(directory, len(content)):
+        fd, temporary = segments.create_leased(directory, lambda: names.draft(key, os.urandom(8).hex()))
+        try:
+            if owner:
+                flocks.mark(fd, layout.OWNER_MARK)
+            segments.write(fd, content, 0)
+            segment = leasing.lease(fd, len(content), path if owner else "", uid)
+            segments.publish(fd, path, temporary)
+        except BaseException:
+            if temporary is not None:
+                segments.unlink(temporary)
+            raise
+        finally:
+            fd.close()
+        return segment
 
 
 def _claim_name(path: str, uid: int, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from shmarray import blocks, census, controls, deletion, exhaustion, founding, joining, objects, settings, stocks
 from shmarray._format import flags, names
-from shmarray._os import late
+from shmarray._os import late, segments
 from shmarray.constructors import Constructors
 from shmarray.errors import ArrayExistsError, ArrayNameError, ArrayNotFoundError
 from shmarray.filing import Filing
@@ -94,7 +94,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         threads = settings.check_threads(copy_threads)
         self._closed = False
         self._at_exit: util.Finalize[None] | None = None
-        with exhaustion.explained(place, 0):
+        with exhaustion.explained(segments.SHM_DIRECTORY, 0):  # where its names are; what is larger says so itself
             self._member = founding.found(
                 name, place, settings.check_capacity(capacity), settings.check_guard(guard), bound, threads
             )

@@ -206,17 +206,24 @@ print(files())
 
 
 def test_a_store_that_cannot_even_be_opened_leaves_nothing() -> None:
-    """Shared memory full to the last page: `Store()` is StoreFullError, and works when there is room again."""
+    """Shared memory full to the last page: `Store()` is StoreFullError, and works when there is room again.
+
+    So is a store in a directory, of which a page is in shared memory: it is no disk that is full then.
+    """
     script = (
         PRELUDE
         + """
+import tempfile
 fill("/dev/shm/filler")
-for act in (lambda: sa.Store(), lambda: sa.Store("named"), lambda: sa.Store(capacity=100)):
-    error = refused(act)
+place = tempfile.mkdtemp()
+for act in (lambda: sa.Store(), lambda: sa.Store("named"), lambda: sa.Store(capacity=100), lambda: sa.Store(directory=place)):
+    error = refused(act, 8192)
     assert error.limit == MiB and error.free < 8192, error.facts
+    assert "shared memory is full: asked 8.0 KiB" in str(error) and error.directory == "/dev/shm", error.facts
     del error
     gc.collect()
     assert files() == [], files()
+os.rmdir(place)
 os.unlink("/dev/shm/filler")
 with sa.Store("named") as store:
     store["x"] = np.ones(3)
@@ -225,6 +232,28 @@ print("done")
 """
     )
     assert run_in_small_memory(script, "size=1m").expect() == "done\n"
+
+
+def test_a_directory_that_is_full_is_said_to_be_that() -> None:
+    """A disk without room for the page that proves who uses it: the error names the directory, and nothing is left in shared memory."""
+    script = (
+        PRELUDE
+        + """
+import subprocess, tempfile
+place = tempfile.mkdtemp()
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], check=True)
+fill(place + "/filler")
+error = refused(lambda: sa.Store(directory=place), 1)
+assert str(error).startswith("the disk is full: asked ") and error.directory == place, error.facts
+assert error.free < error.asked and error.limit == 64 << 10, error.facts
+del error
+gc.collect()
+print(files(), os.listdir(place))
+subprocess.run(["umount", place], check=True)
+os.rmdir(place)
+"""
+    )
+    assert run_in_small_memory(script).expect() == "[] ['filler']\n"
 
 
 def test_the_users_other_directory_is_the_remedy() -> None:
