@@ -14,7 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from shmarray import attachments, blockfiles, exhaustion, memories, reaper, reclaim, warm
+from shmarray import attachments, blockfiles, exhaustion, memories, reaper, reclaim, shortage
 from shmarray._format import control as layout
 from shmarray._format import guard, names
 from shmarray._format import header as form
@@ -89,13 +89,11 @@ class Draft:
         self._with_what_is_kept(functools.partial(self._reserve, reserve=reserve))
 
     def _with_what_is_kept(self, step: Callable[[], R]) -> R:
-        """Do what needs memory; if there is not enough, once more without what is kept warm."""
-        try:
+        """Do what needs memory; if there is not enough, once more without what is kept warm, or has been dropped and is still there."""
+        with contextlib.suppress(StoreFullError):
             return step()
-        except StoreFullError:
-            if not warm.trim_all():
-                raise
-            return step()
+        shortage.relieve(self.member)
+        return step()
 
     def _reserve(self, *, reserve: bool) -> None:
         directory, capacity = self.member.control.directory, self.member.control.capacity

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 
 import shmarray as sa
-from shmarray import exhaustion
-from shmarray._os import segments
+from shmarray import contents, exhaustion, reaper
+from shmarray._os import flocks, segments
+from tests.helpers.processes import reap
+from tests.helpers.sweeps import in_child
 from tests.limits import workers
 
 if TYPE_CHECKING:
@@ -129,6 +132,47 @@ def test_what_was_freed_can_be_used_again_however_often(place: str | None) -> No
             del scoped
             assert on_disk(store) <= 100 * KIB
         assert store["y"].sum() == 30 * KIB
+
+
+def test_an_array_dropped_while_somebody_looks_at_it_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, place: str | None
+) -> None:
+    """A guardian, say, has its exclusive lock just then, and removes it a moment later: the next array waits for that moment."""
+    with sa.Store(capacity=100 * KIB, directory=place) as store:
+        array = store.zeros(60 * KIB, "u1")
+        path = os.path.join(store.stats().directory, str(contents.segment_of(array).tag.path))  # type: ignore[union-attr]
+        last_one_out = reaper.last_one_out
+        looks = []
+
+        def let_go_beside_a_look(path: str, uid: int) -> bool:
+            looks.append(segments.open_existing(path))
+            assert flocks.try_exclusive(looks[0])
+            return last_one_out(path, uid)
+
+        def look_no_more(_: float) -> None:
+            segments.unlink(path)
+            looks.pop().close()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(reaper, "last_one_out", let_go_beside_a_look)
+            del array
+        assert os.path.exists(path)
+        monkeypatch.setattr("shmarray._os.flocks.time.sleep", look_no_more)
+        assert store.zeros(60 * KIB, "u1").size == 60 * KIB
+        assert looks == []
+
+
+def test_what_only_the_dead_had_does_not_count(place: str | None) -> None:
+    """A worker that was killed had an array alone, and no guardian is there to see it: its bytes are there for the next at once."""
+    with sa.Store(capacity=100 * KIB, directory=place) as store:
+        os.kill(store.guardian_pid or 0, signal.SIGKILL)
+        array = store.zeros(60 * KIB, "u1")
+        pid = in_child(signal.pause)
+        del array
+        os.kill(pid, signal.SIGKILL)
+        reap(pid)
+        assert on_disk(store) > 60 * KIB
+        assert store.zeros(60 * KIB, "u1").size == 60 * KIB
 
 
 def test_replacing_needs_room_for_both_and_says_so(place: str | None) -> None:
