@@ -24,6 +24,7 @@ from shmarray import attachments, blocks, contents, keeping, objects, reaper, sh
 from shmarray._format import layouts, names
 from shmarray._format.handle import BlockKey
 from shmarray._os import late, segments
+from shmarray.errors import StoreFullError
 from shmarray.guards import SLICE
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ PLAIN, ELSEWHERE = 0, 1
 """Kinds of parcels: the bytes themselves; where they are."""
 _LARGE = 32 << 10  # bytes that get a block of their own
 _BYTES = np.dtype(np.uint8)
+_LEAST_FREE = 8  # this part of an arena at least is free when it is made: else each record that is added makes another
 _ALL = (1 << 64) - 1
 _WHERE = struct.Struct("<QQ")
 _ROOM, _THING = "room", "keep"
@@ -61,14 +63,6 @@ def dumps(value: Any) -> bytes:
 def signed(number: int) -> int:
     """Write the number of a block as a signed word."""
     return number - (number >> 63 << 64)
-
-
-def doubled(first: int, used: int) -> int:
-    """How large an arena is made for so many bytes in use: `first`, doubled until half of it stays free."""
-    size = first
-    while size < 2 * used:
-        size *= 2
-    return size
 
 
 def elsewhere(kind: int, data: bytes | memoryview) -> int:
@@ -194,8 +188,22 @@ class Keeper(objects.SharedObject):
         segments.link(segment.tag.path, link)
         return link
 
-    def make_arena(self, size: int) -> Arena:
-        """Make an arena of `size` bytes, all zero. Raises `StoreFullError`, `StoreClosedError`."""
+    def make_arena(self, first: int, used: int) -> Arena:
+        """Make an arena, all zero, for so many bytes: `first`, doubled until half of it stays free; or what there is room for.
+
+        Raises `StoreFullError`, `StoreClosedError`.
+        """
+        size, least = first, -(-(used + used // _LEAST_FREE) // segments.PAGE) * segments.PAGE
+        while size < 2 * used:
+            size *= 2
+        try:
+            return self._make_arena(size)
+        except StoreFullError:
+            if size <= least:
+                raise
+        return self._make_arena(least)
+
+    def _make_arena(self, size: int) -> Arena:
         total = size + Arena.HEAD
         leaf = (_BYTES, layouts.Layout((total,), None, total))
         segment = contents.create(self._member, None, [leaf], kind="Arena")

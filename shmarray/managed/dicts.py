@@ -26,6 +26,7 @@ class _Keyed(journals.Container):
 
     __slots__ = ("_index",)
     _renewal = _SET
+    _removals = (_DELETE, _CLEAR)
 
     def _forget(self) -> None:
         self._index: dict[Any, int] = {}

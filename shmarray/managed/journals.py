@@ -33,6 +33,7 @@ _END = 0  # of the arena's words: where the journal ends
 _HEAD = struct.Struct("<IHHII")  # size, what, kind of the parcel, length of argument, of links
 _FIRST_SIZE = 4096
 _ALIGN = 16
+_LEFT_TO_REMOVALS = 16  # this part of an arena; less than what is free in each that is made (`Keeper.make_arena`)
 
 
 class _Shown(threading.local):
@@ -107,6 +108,9 @@ class Container(objects.SharedObject):
 
     _renewal: ClassVar[int]
     """What a change is that brings one value back, when the journal is written anew."""
+
+    _removals: ClassVar[tuple[int, ...]]
+    """What changes are that only take away: a part of the journal is left to them, so that a full store can be emptied."""
 
     # -- the journal ---------------------------------------------------------------------------------------------------
 
@@ -190,7 +194,8 @@ class Container(objects.SharedObject):
     def _append(self, packed: list[tuple[Change, bytes]], begun: list[tuple[Arena, int]]) -> None:
         need = sum(len(data) for _, data in packed)
         arena = self._arena
-        if arena is None or arena.words[_END] + need > arena.size:
+        frees = all(change.what in self._removals for change, _ in packed)
+        if arena is None or arena.words[_END] + need > arena.size - (0 if frees else arena.size // _LEFT_TO_REMOVALS):
             arena = self._renew(need)
         at = begin = arena.words[_END]
         # Applied here first: what cannot be applied must not become valid, for nobody could read on behind it.
@@ -210,7 +215,7 @@ class Container(objects.SharedObject):
         """Write the journal anew, with what is in the container now, where there is room for `need` bytes more."""
         pieces = [self._rewritten(argument, at) for argument, at in self._places()]
         try:
-            arena = self._keeper.make_arena(keepers.doubled(_FIRST_SIZE, sum(map(len, pieces)) + need))
+            arena = self._keeper.make_arena(_FIRST_SIZE, sum(map(len, pieces)) + need)
             at = 0
             for data in pieces:
                 arena.memory[arena.HEAD + at : arena.HEAD + at + len(data)] = data

@@ -40,6 +40,7 @@ class SharedList(journals.Locked, MutableSequence[Any]):
     __slots__ = ("_index",)
     _kind = "list"
     _renewal = _APPEND
+    _removals = (_DELETE,)
 
     @classmethod
     def make_of(cls, member: Membership, elements: Iterable[Any] = (), name: str | None = None) -> Self:

@@ -14,7 +14,6 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmarray.errors import ArrayNotFoundError
-from shmarray.keepers import doubled
 from shmarray.queues import shelves
 from shmarray.queues.shelves import HEAD, room
 
@@ -169,12 +168,12 @@ class Heap(shelves.Shelf):
     def _move(self, arena: Arena | None, need: int) -> Arena:
         """Move what is there to an arena with room for `need` bytes more."""
         if arena is None:
-            larger = self._keeper.make_arena(doubled(shelves.FIRST_SIZE, _NOTE_SIZE + need))
+            larger = self._keeper.make_arena(shelves.FIRST_SIZE, _NOTE_SIZE + need)
             larger.words[_END] = _NOTE_SIZE
         else:
             places = [self._place_of(arena, index) for index in range(arena.words[_COUNT])]
             used = sum(room(HEAD.unpack_from(arena.memory, arena.HEAD + at)[0]) + 8 for at in places)
-            larger = self._keeper.make_arena(doubled(shelves.FIRST_SIZE, _NOTE_SIZE + used + need))
+            larger = self._keeper.make_arena(shelves.FIRST_SIZE, _NOTE_SIZE + used + need)
             position = _NOTE_SIZE
             for index, at in enumerate(places):
                 _ENTRY.pack_into(larger.memory, larger.HEAD + larger.size - 8 * (index + 1), position)

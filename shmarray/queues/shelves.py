@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from shmarray.keepers import doubled, signed
+from shmarray.keepers import signed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,7 +185,7 @@ class Ring(Shelf):
     def _grow(self, arena: Arena | None, need: int) -> Arena:
         """Move to an arena in which there is room for `need` bytes more; back to a small one when nothing is kept."""
         used = 0 if arena is None or not len(self) else arena.words[_END] - arena.words[_BEGIN]
-        larger = self._keeper.make_arena(doubled(FIRST_SIZE, used + need))
+        larger = self._keeper.make_arena(FIRST_SIZE, used + need)
         position = 0
         if arena is not None and used:
             for at, _ in self.records():
@@ -237,7 +237,7 @@ class Stack(Shelf):
 
     def _grow(self, arena: Arena | None, need: int) -> Arena:
         used = 0 if arena is None else arena.words[_END]
-        larger = self._keeper.make_arena(doubled(FIRST_SIZE, used + need))
+        larger = self._keeper.make_arena(FIRST_SIZE, used + need)
         if arena is not None:
             larger.memory[larger.HEAD : larger.HEAD + used] = arena.memory[arena.HEAD : arena.HEAD + used]
         larger.words[_END] = used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -173,6 +174,66 @@ def test_what_only_the_dead_had_does_not_count(place: str | None) -> None:
         reap(pid)
         assert on_disk(store) > 60 * KIB
         assert store.zeros(60 * KIB, "u1").size == 60 * KIB
+
+
+def test_queues_and_containers_grow_as_far_as_there_is_room() -> None:
+    """Where there is no room for an arena with as much again, there may be for one with less; nothing that was put is lost."""
+    capacity, value = 1 << 20, b"x" * 100
+    kinds: dict[str, tuple[Callable[[sa.Store], Any], Callable[[Any, int], object], Callable[[Any], int]]] = {
+        "Queue": (lambda store: store.Queue(), lambda q, n: q.put((n, value)), lambda q: q.qsize()),
+        "LifoQueue": (lambda store: store.LifoQueue(), lambda q, n: q.put((n, value)), lambda q: q.qsize()),
+        "PriorityQueue": (lambda store: store.PriorityQueue(), lambda q, n: q.put((n, value)), lambda q: q.qsize()),
+        "dict": (lambda store: store.dict(), lambda d, n: d.__setitem__(n, value), len),
+        "list": (lambda store: store.list(), lambda a, _: a.append(value), len),
+    }
+    for kind, (make, put, count) in kinds.items():
+        with sa.Store(capacity=capacity) as store:
+            shared = make(store)
+            done = itertools.count()
+
+            def fill(shared: Any = shared, put: Any = put, done: Any = done) -> None:
+                while True:
+                    put(shared, next(done))
+
+            refused(fill)
+            there = next(done) - 1
+            assert count(shared) == there, kind
+            assert there * len(value) > capacity // 4, kind
+            if kind.endswith("Queue"):
+                assert {shared.get()[1] for _ in range(there)} == {value}
+                put(shared, 0)
+
+
+@pytest.mark.parametrize("kind", ["dict", "list"])
+def test_a_container_in_a_full_store_can_be_emptied(kind: str) -> None:
+    """What takes away needs no room: one by one, or all at once; then there is room for more."""
+
+    def put(shared: Any, number: int) -> None:
+        if kind == "dict":
+            shared[number] = bytes(100)
+        else:
+            shared.append(bytes(100))
+
+    def fill(shared: Any) -> None:
+        for number in itertools.count():
+            put(shared, number)
+
+    removals: dict[str, Callable[[Any], object]] = {
+        "del": lambda shared: shared.__delitem__(next(iter(shared.keys() if kind == "dict" else [0]))),
+        "pop": lambda shared: shared.popitem() if kind == "dict" else shared.pop(),
+        "clear": lambda shared: shared.clear(),
+    }
+    for name, remove in removals.items():
+        with sa.Store(capacity=300 * KIB) as store:
+            shared = getattr(store, kind)()
+            with contextlib.suppress(sa.StoreFullError):  # as in a program: what the traceback holds is let go of
+                fill(shared)
+            before = len(shared)
+            for _ in range(1 if name == "clear" else before):
+                remove(shared)
+            assert (len(shared), before > 500) == (0, True), name
+            put(shared, 0)
+            assert len(shared) == 1, name
 
 
 def test_replacing_needs_room_for_both_and_says_so(place: str | None) -> None:
