@@ -38,10 +38,10 @@ _PAUSES = (0.005, 0.02, 0.08, 0.15, 0.3, 0.45)  # seconds between looks at what 
 class StoreStats(NamedTuple):
     """How a store stands. Sizes in bytes.
 
-    `named` and `anonymous` count blocks (a tree is one) and arrays in slabs, `in_flight` handles pickled and not yet loaded,
-    `drafts` blocks being made; `nbytes` is what all files take, `warm` how much of that is kept for the next arrays: memory of freed
-    ones, and slabs without any in them; `capacity` the bound if there is one, `free` what may still be taken; `attached` is how many
-    blocks this process maps, and arrays in slabs it looks at.
+    `named` and `anonymous` count blocks (a tree is one) and arrays in slabs, `in_flight` handles pickled and not yet loaded (but for
+    those that lie in a queue, dict or list, which keeps them), `drafts` blocks being made; `nbytes` is what all files take, `warm` how
+    much of that is kept for the next arrays: memory of freed ones, and slabs without any in them; `capacity` the bound if there is one,
+    `free` what may still be taken; `attached` is how many blocks this process maps, and arrays in slabs it looks at.
     """
 
     name: str | None
@@ -117,7 +117,7 @@ def stats(member: Membership) -> StoreStats:
     for kind, path in found_entries:
         letter = kind[:2]
         if letter in counts:
-            counts[letter] += 1
+            counts[letter] += names.keeper_of(kind) is None  # what hangs on a handle in another block is on no way
             if letter != names.IN_FLIGHT:
                 with contextlib.suppress(FileNotFoundError):
                     found = segments.status_of(path).st_size
