@@ -40,7 +40,7 @@ GETTERS, ASLEEP = 48, 49
 REFUSED, ENDED, PRODUCED = 56, 57, 58
 DROPPED, LOST, RETURNED_COUNT, AGAIN, CONSUMED, SUBSCRIBED, RECEIVED, WAIT_ERA = range(64, 72)
 JOURNAL, LATENCY = 72, 88
-"""The journal: how many changes are to be made, then for each the index of a word and its new value."""
+"""The journal: how many changes are to be made, then for each the index of a word, its old value and its new one."""
 PIDS, PRODUCERS, CONSUMERS = 216, 216 + control.SLOTS, 216 + 2 * control.SLOTS
 UNDONE, SUBSCRIBERS = 216 + 3 * control.SLOTS, 216 + 4 * control.SLOTS
 MOST_SUBSCRIBERS = 64

@@ -156,15 +156,21 @@ class Slots:
         """With the get lock held: set several words, all or none, whoever dies."""
         words, at = self._words, form.JOURNAL
         for number, (index, value) in enumerate(changes):
-            words[at + 1 + 2 * number : at + 3 + 2 * number] = (index, value)
+            words[at + 1 + 3 * number : at + 4 + 3 * number] = (index, words[index], value)
         words[at] = len(changes)
         self._make_changes()
 
     def _make_changes(self) -> None:
-        """Set the words that the journal says. May be repeated."""
+        """Set the words that the journal says. May be repeated, also by another process, which finds some that are set.
+
+        A slot that was set free is there for those who put, who do not wait for the get lock of a dead one: so a word that has gone on
+        from what it became is left alone. No word takes the value again that it had before.
+        """
         words, at = self._words, form.JOURNAL
         for number in range(words[at]):
-            words[words[at + 1 + 2 * number]] = words[at + 2 + 2 * number]
+            index, before, value = words[at + 1 + 3 * number : at + 4 + 3 * number]
+            if words[index] == before:
+                words[index] = value
         words[at] = 0
 
     # -- taking: with the get lock held --------------------------------------------------------------------------------
