@@ -293,6 +293,7 @@ def test_memory_that_fills_up_in_the_midst_is_an_error_and_no_signal() -> None:
     script = (
         PRELUDE
         + """
+import select
 from shmarray import exhaustion
 
 look = exhaustion.require
@@ -326,6 +327,9 @@ for act, threads in (("put", 2), ("put", 4), ("load", 1)):
             array = make()
             assert array.sum() == 20 * MiB and held.sum() == 3 * MiB and store.check() == []
             del array, held
+            guardian = os.pidfd_open(store.guardian_pid)
+        assert select.select([guardian], [], [], 30)[0]  # it maps a page of the store's until it ends
+        os.close(guardian)
 """
     )
     run_in_small_memory(script).expect()
