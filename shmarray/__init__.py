@@ -28,7 +28,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     drafts, resting   a block in the making; one that waits for its next array
     blocks, attachments   one block from birth to unlink; what this process has attached
     idling          mappings that stay where nobody looks at them
-    shortage        what is done before there is said to be no more
+    recycling, shortage   memory that others than the owner keep; what is done before there is said to be no more
     warm            memory of freed blocks that is used again
     keeping, copying, blockfiles   handles; large copies; the file of a block
     founding, seats, joining   opening a store; seats in slabs; coming to take part in one

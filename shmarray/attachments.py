@@ -99,8 +99,8 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
         if last is not None:
             reclaim.give_back(last)
             last.close()
-        memory = block.cache.pop(WARM, None)
-        if memory is not None and block.member.pool.give_back(memory, block.path, anonymous=anonymous):
+        memory: Any = block.cache.pop(WARM, None)
+        if memory is not None and memory.keeper.give_back(memory, block.path, anonymous=anonymous):
             return
         if not anonymous:
             return

@@ -244,7 +244,7 @@ def _objection(member: Membership, kind: str, path: str, there: Collection[int] 
             return f"it belongs to user {info.st_uid}, or is no file"
         if kind.startswith((names.TEMPORARY, names.WARM)):
             left = _UNFINISHED if kind.startswith(names.TEMPORARY) else _ABANDONED
-            return left if flocks.try_exclusive(fd) else None
+            return left if flocks.try_exclusive(fd) and not flocks.is_marked(fd, form.KEEPER_MARK) else None
         reason = _damage(member, kind, fd, info.st_size)
         if (
             reason is None

@@ -14,7 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from shmarray import attachments, blockfiles, exhaustion, memories, reaper, reclaim, shortage
+from shmarray import attachments, blockfiles, exhaustion, memories, reaper, reclaim, recycling, shortage
 from shmarray._format import control as layout
 from shmarray._format import guard, names
 from shmarray._format import header as form
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from shmarray.membership import Membership
-    from shmarray.warm import Pool
 
 R = TypeVar("R")
 _GUARDS = {"multiprocessing": guard.pack(guard.PLAIN, mutexes.fresh_semaphore())}
@@ -74,13 +73,13 @@ class Draft:
         self._memory: memories.Memory | None = None
         self._published = False
         self._shown = False  # whether others may have seen it, published or taken back: then its bytes are theirs too
-        pool: Pool | None = member.pool
-        if again and pool is not None and pool.takes(self.size):
-            memory = pool.take(self.size)
+        keeper = recycling.keeper_of(member, self.size) if again else None
+        if keeper is not None:
+            memory = keeper.take(self.size)
             if memory is None or not self._begin_again(memory):
                 self._begin(reserve=reserve)
-                if pool.has_room():
-                    self._memory = memories.Memory(self.fd, self.size)
+                if keeper.has_room():
+                    self._memory = keeper.adopt(self.fd, self.size)
         else:
             self._begin(reserve=reserve)
 

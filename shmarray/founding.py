@@ -25,11 +25,12 @@ def found(
     guard: str | None = None,
     small: int = 0,
     copy_threads: int | None = None,
+    warm: int | None = None,
 ) -> Membership:
     """Open a store as its owner; first removes what dead stores of this user left.
 
     `guard` is the kind of its locks, None for the best that there is; `small` bounds the arrays that share files,
-    `copy_threads` the threads that share a copy.
+    `copy_threads` the threads that share a copy, `warm` the bytes of freed memory that are kept.
     Raises `StoreExistsError` when a store of that name is alive, `StoreFullError`,
     `GuardError` where there are no locks of that kind.
     """
@@ -50,6 +51,7 @@ def found(
         guard=kind,
         small=small,
         copy_threads=copy_threads,
+        warm=warm,
     )
     path = reaper.control_path(key)
     leases: list[segments.Segment] = []

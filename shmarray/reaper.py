@@ -12,7 +12,8 @@ Owns: every removal of a file of ours that its user did not ask for by name. The
     guard of a small      the array's maker; a sweep           nobody sees the array; its slab is gone
     array
     name of a draft       a sweep                              its exclusive lock is free (its maker holds the lease)
-    memory kept warm      a sweep                              its exclusive lock is free (who keeps it holds the lease)
+    memory kept warm      a sweep                              its exclusive lock is free (who keeps it holds the lease), and
+                                                               so is the mark that other processes than the owner have
     all blocks of a store its owner, closing it                the owner says so, after marking the store closed
                           the guardian                         the owner has ended (pidfd), after marking the store dead
     control file, claim   whoever gets the exclusive lock of   nobody takes part in the store any more; all blocks go first
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from shmarray import reclaim, slabfiles
 from shmarray._format import control as layout
 from shmarray._format import names
-from shmarray._format.header import DamagedError
+from shmarray._format.header import KEEPER_MARK, DamagedError
 from shmarray._os import flocks, segments
 from shmarray.reclaim import open_own
 
@@ -57,10 +58,11 @@ class Outcome(NamedTuple):
     reason: str
 
 
-def remove_if_unheld(path: str, uid: int, *, draft: bool = False) -> bool:
+def remove_if_unheld(path: str, uid: int, *, draft: bool = False, kept: bool = False) -> bool:
     """Remove a block if nobody maps it and no handle to it is in flight; false if it stays or is not there.
 
-    The name of a draft is no handle, and may be the second name of a block that was just published.
+    The name of a draft is no handle, and may be the second name of a block that was just published. The memory of a block that somebody
+    will use again, by the mark on it, stays under another name; not with `kept`: that goes too.
     """
     fd = open_own(path, uid)
     if fd is None:
@@ -70,6 +72,8 @@ def remove_if_unheld(path: str, uid: int, *, draft: bool = False) -> bool:
         info = None if not flocks.try_exclusive(fd) else segments.status(fd)
         if info is None or (info.st_nlink != 1 and not draft):
             return False
+        if not kept and flocks.is_marked(fd, KEEPER_MARK):
+            return reclaim.put_aside(path, fd)
         removed = segments.unlink(path)
         reclaim.give_back(fd)
         return removed
@@ -100,13 +104,13 @@ def settle() -> None:
         last_one_out(path, int(uid))
 
 
-def remove_unheld(directory: str, key: names.StoreKey) -> int:
-    """Remove what no process of a living store can reach any more; returns how many blocks."""
+def remove_unheld(directory: str, key: names.StoreKey, *, kept: bool = False) -> int:
+    """Remove what no process of a living store can reach any more, with `kept` also what is kept by a mark; returns how many blocks."""
     removed = 0
     while True:
         found = segments.entries(directory, key.prefix)
-        kept = any(entry.count(".") == _DOTS_OF_KEPT for entry in found)
-        there = segments.inodes(directory, key.prefix) if kept else set()
+        nested = any(entry.count(".") == _DOTS_OF_KEPT for entry in found)
+        there = segments.inodes(directory, key.prefix) if nested else set()
         live = slabfiles.LiveCells(directory, key)
         gone = 0
         for entry in sorted(found, key=lambda entry: not entry.startswith(names.IN_FLIGHT, len(key.prefix))):
@@ -118,10 +122,10 @@ def remove_unheld(directory: str, key: names.StoreKey) -> int:
             ):
                 remove_name(path, kind, key.uid)
             elif kind.startswith(_UNHELD):
-                gone += remove_if_unheld(path, key.uid, draft=kind.startswith((names.TEMPORARY, names.WARM)))
+                gone += remove_if_unheld(path, key.uid, draft=kind.startswith((names.TEMPORARY, names.WARM)), kept=kept)
         removed += gone
         # What has gone may have been what handles lay in, which kept others.
-        if not (gone and kept):
+        if not (gone and nested):
             return removed
 
 

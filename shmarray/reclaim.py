@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 
-from shmarray._format import header
+from shmarray._format import header, names
 from shmarray._os import flocks, segments, words
 
 _NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
@@ -65,6 +65,22 @@ def mark_deleted(fd: segments.Descriptor, size: int) -> None:
             raise
         # The process may not write so far into a file (RLIMIT_FSIZE); through a mapping it may.
         words.store(segments.map_shared(fd, size), at, header.DELETED)
+
+
+def put_aside(path: str, fd: segments.Descriptor) -> bool:
+    """End an anonymous block that nobody holds, and is exclusively locked, and leave its memory to who has the mark; false if it has ended.
+
+    What opened it before and takes the lease only then finds it deleted, or with another number.
+    """
+    aside = names.aside_of(path)
+    if aside is None:
+        return False
+    try:
+        segments.replace(path, aside)
+    except FileNotFoundError:
+        return False
+    mark_deleted(fd, segments.status(fd).st_size)
+    return True
 
 
 def give_back(fd: segments.Descriptor) -> None:

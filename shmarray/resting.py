@@ -58,7 +58,10 @@ class Rest:
 def begin(segment: segments.Segment, kind: object) -> Rest | None:
     """After an array was made: let its block rest when it ends; None if that is not one whose memory may be used again."""
     memory: Any = segment.tag.cache.get(attachments.WARM)
-    return None if memory is None or segment.tag.key.name is not None else Rest(segment, kind, memory)
+    tag = segment.tag
+    return (
+        None if memory is None or memory.keeper is not tag.member.pool or tag.key.name else Rest(segment, kind, memory)
+    )
 
 
 def take(member: Membership, kind: object) -> Rest | None:

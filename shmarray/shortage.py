@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from shmarray import reaper, reclaim, warm
+from shmarray import exhaustion, reaper, reclaim, warm
 from shmarray._format import names
 from shmarray._os import flocks, segments
 
@@ -26,20 +26,30 @@ def relieve(member: Membership) -> None:
     """
     warm.trim_all()
     try:
-        reaper.remove_unheld(member.control.directory, member.key)
-        for entry in segments.entries(member.control.directory, member.key.prefix + names.ANONYMOUS):
-            _see_off(os.path.join(member.control.directory, entry), member.key.uid)
+        relieve_of_kept(member)
+        _see_off(member, names.ANONYMOUS)
     except OSError:
         return  # no descriptor for a look, or a stopped process is at it: what is there counts
 
 
-def _see_off(path: str, uid: int) -> None:
-    """Wait until a block has gone that somebody has exclusively locked."""
-    fd = reclaim.open_own(path, uid)
-    if fd is not None:
-        try:
-            if not flocks.try_share(fd):
-                flocks.share(fd)
-        finally:
-            fd.close()
-        reaper.last_one_out(path, uid)
+def relieve_of_kept(member: Membership) -> int:
+    """Give back what other processes of a store keep, and nobody sees; returns how many bytes. Raises `OSError`."""
+    directory, kept = member.control.directory, member.key.prefix + names.WARM
+    before = exhaustion.used(directory, kept)
+    reaper.remove_unheld(directory, member.key, kept=True)
+    _see_off(member, names.WARM)
+    return max(0, before - exhaustion.used(directory, kept))
+
+
+def _see_off(member: Membership, kind: str) -> None:
+    """Remove the blocks of a kind that nobody holds, also those that somebody has exclusively locked for a moment."""
+    for entry in segments.entries(member.control.directory, member.key.prefix + kind):
+        path = os.path.join(member.control.directory, entry)
+        fd = reclaim.open_own(path, member.key.uid)
+        if fd is not None:
+            try:
+                if not flocks.try_share(fd):
+                    flocks.share(fd)
+            finally:
+                fd.close()
+            reaper.remove_if_unheld(path, member.key.uid, kept=True)

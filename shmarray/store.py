@@ -10,7 +10,19 @@ import contextlib
 from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from shmarray import blocks, census, controls, deletion, exhaustion, founding, joining, objects, settings, stocks
+from shmarray import (
+    blocks,
+    census,
+    controls,
+    deletion,
+    exhaustion,
+    founding,
+    joining,
+    objects,
+    settings,
+    shortage,
+    stocks,
+)
 from shmarray._format import flags, names
 from shmarray._os import late, segments
 from shmarray.constructors import Constructors
@@ -43,8 +55,9 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
     default, takes robust ones where the system has them (see the attribute `guard`). A store pickles: the receiver gets it connected; one
     of a subclass is of that class there, and has its attributes.
 
-    `warm` bounds the bytes of memory that this process keeps of arrays it has freed, for the next ones: pages that are there already cost a
-    tenth of fresh ones. None is an eighth of the memory file system, 0 nothing; `trim()` gives it back (`docs/performance.md`).
+    `warm` bounds the bytes of memory that this process keeps of arrays it has freed, for the next ones, and those that other processes
+    keep of what they made: pages that are there already cost a tenth of fresh ones. None is an eighth of the memory file system, 0
+    nothing; `trim()` gives it back (`docs/performance.md`).
 
     `small` is the size in bytes up to which anonymous arrays share files, *slabs*, so that many of them cost little: no file, mapping or
     descriptor each. None is 32 KiB in shared memory, and 0 in any other directory, where each array has a file of its own.
@@ -96,7 +109,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         self._at_exit: util.Finalize[None] | None = None
         with exhaustion.explained(segments.SHM_DIRECTORY, 0):  # where its names are; what is larger says so itself
             self._member = founding.found(
-                name, place, settings.check_capacity(capacity), settings.check_guard(guard), bound, threads
+                name, place, settings.check_capacity(capacity), settings.check_guard(guard), bound, threads, kept
             )
         self._member.pool = Pool(self._member, kept)
         try:
@@ -265,7 +278,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
     def trim(self) -> int:
         """Give the memory of freed arrays back to the system that is kept for the next ones; returns how many bytes.
 
-        Of large arrays only the process that opened the store keeps any. It is given back by itself before `StoreFullError` is raised.
+        What other processes keep of large arrays goes as well. It is given back by itself before `StoreFullError` is raised.
         Large arrays of others that this process has attached and let go of are unmapped too; they are mapped for the next time, and hold
         memory only if they were deleted meanwhile.
         """
@@ -273,7 +286,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         given: int = stocks.trim(member.key.store)
         for keeper in (member.pool, member.idle):
             given += 0 if keeper is None else keeper.trim()
-        return given
+        return given + shortage.relieve_of_kept(member)
 
     def close(self) -> None:
         """End the store, if this object opened it: every block is unlinked once. Any other: stop using it.

@@ -1,5 +1,7 @@
 """Memory kept warm: files of freed blocks, which the owner of a store uses again.
 
+What other processes keep is the subject of `recycling`.
+
 The first touch of a page of fresh shared memory costs ten times what copying it costs. So what the owner frees it keeps, within bounds,
 and hands out again: the file, with all its pages, gets a new header and a new name.
 
@@ -94,15 +96,19 @@ class Pool:
             return None
         self.settle()
         for rest in self.resting.last_first():
-            if _fits(size, rest.size) and self.resting.took(rest):
+            if fits(size, rest.size) and self.resting.took(rest):
                 del rest  # what was of another kind: it is free now, or gone
                 break
         for memory in self._free.last_first():
-            if _fits(size, memory.size) and self._free.took(memory):
+            if fits(size, memory.size) and self._free.took(memory):
                 if memory.taken():
                     return memory
                 memory.drop()
         return None
+
+    def adopt(self, fd: segments.Descriptor, size: int) -> Memory:
+        """Begin with the file of a draft."""
+        return memories.Memory(fd, size, keeper=self)
 
     def rest(self, block: Sized) -> None:
         """Keep a block as it is, within the bounds. At any moment; never raises."""
@@ -310,7 +316,7 @@ def trim_all() -> int:
     return sum(pool.trim() for pool in list(_pools))
 
 
-def _fits(size: int, kept: int) -> bool:
+def fits(size: int, kept: int) -> bool:
     """Say whether a file of so many bytes is used again for one of `size`."""
     return size <= kept <= size + size // _SLACK
 

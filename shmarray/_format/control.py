@@ -59,7 +59,8 @@ class Control(NamedTuple):
 
     `directory` holds its blocks, `capacity` bounds their bytes together, `owner` is (pid, start time, pid namespace), `born`
     is in nanoseconds since the epoch, `key` opens the guardian's door, `guard` is the kind of its locks, `small` the size in bytes up to
-    which anonymous arrays share a file, `copy_threads` how many threads of a process share a large copy, None as many as it has cores.
+    which anonymous arrays share a file, `copy_threads` how many threads of a process share a large copy, None as many as it has cores,
+    `warm` how many bytes of freed memory may be kept, None as many as seem right.
     """
 
     store: int
@@ -73,6 +74,7 @@ class Control(NamedTuple):
     guard: str = "robust"
     small: int = 0
     copy_threads: int | None = None
+    warm: int | None = None
 
 
 def pack(control: Control) -> bytes:

@@ -46,6 +46,8 @@ RESTING = 0x7265_7374_5A5A_5A2E
 _STATES = (LIVE, DELETED, RESTING)
 EXPOSED = 0x6578_706F_7365_6421
 """The name of the file was given out, and with it a way to map it without a lease."""
+KEEPER_MARK = 1
+"""Mark (kernel lock on one byte) of a block's file: who has it will use the memory again when nobody sees the block any more."""
 _NO_CRC = bytes(4)
 _UNUSED = bytes(GUARD_AT - _STATE_END)
 _EXPOSURES = (bytes(8), EXPOSED.to_bytes(8, "little"))

@@ -167,6 +167,16 @@ def entry_of(number: int, name: str | None) -> str:
     return f"{ANONYMOUS}{number:016x}"
 
 
+def aside_of(path: str) -> str | None:
+    """Give the path to which the name of an anonymous block is moved while its memory is kept; None for one of any other kind.
+
+    >>> aside_of("shmarray.0.0123456789abcdef.a.00000000000000ff")
+    'shmarray.0.0123456789abcdef.w.00000000000000ff'
+    """
+    before, number = path[:-16], path[-16:]
+    return before.removesuffix(ANONYMOUS) + WARM + number if before.endswith("." + ANONYMOUS) else None
+
+
 def number_of(kind: str) -> int | None:
     """Tell which array a handle or a guard is of, from its file name without the prefix of the store; None if that says none."""
     try:

@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from shmarray._format.header import KEEPER_MARK
 from shmarray._os import flocks, processes, segments, sleepers
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Holders:
         return tuple(sorted(set().union(*unknown)))
 
     def is_free(self, path: str) -> bool:
-        """Whether nobody maps the file, by the kernel's word; false if it cannot be asked, or must not: doubt means alive."""
+        """Whether nobody maps or keeps the file, by the kernel's word; false if it cannot be asked, or must not: doubt means alive."""
         if self.aloof:
             return False
         try:
@@ -106,7 +107,7 @@ class Holders:
         except OSError:
             return False
         try:
-            return flocks.try_exclusive(fd)
+            return flocks.try_exclusive(fd) and not flocks.is_marked(fd, KEEPER_MARK)
         finally:
             fd.close()
 

@@ -17,7 +17,7 @@ and a block:
     live        it can be attached, or taken out of the object in which it is kept
     unclaimed   only handles keep it that were pickled and not loaded yet, and lie in no object
     making      its maker is at work on it
-    warm        memory of a freed block, kept for the next one by the store's owner
+    warm        memory of a freed block, kept for the next one by the store's owner, or by who made it
     dead        nobody can attach it any more
     damaged     it is not what its name says
 """

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("founding",),
     ("blockfiles", "copying", "keeping"),
     ("warm",),
-    ("idling", "shortage"),
+    ("idling", "recycling", "shortage"),
     ("attachments",),
     ("blocks",),
     ("drafts", "resting"),

@@ -1,0 +1,233 @@
+"""Memory kept warm by processes that are not the owner of their store: a worker whose results others read and drop uses theirs again.
+
+The owner of a store keeps what it frees under a lease, as long as the store is open (`warm`). Another process may well be there longer, and
+nobody could take such a lease from it. So it keeps anonymous large blocks that it has made by a *mark* alone: a lock of another kind,
+on one byte of the file, which the kernel drops with the process. Who is the last to let go of such a block, and sees the mark, moves the
+name aside and leaves the file to who has that (`reaper`); who closes the store, or finds no more memory, removes it all the same, and the
+memory with it, for nobody has the lease.
+
+Owns: which memory this process keeps so, and how much; when it is let go of.
+Must not know: NumPy, what is in a block, how a block gets its header.
+
+    waiting  unmapped here, others have it    `a.ID`, a handle's, or `w.ID` when the last one has gone
+    free     nobody can see it                `w.ID`
+
+Free it becomes on the proof that `warm` asks for. A SIGKILL anywhere: the mark goes, and a sweep removes the file.
+`give_back` runs in finalizers, at any moment, in any thread: system calls only, it never raises and waits for nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING
+
+from shmarray import exhaustion, memories, reaper, reclaim, warm
+from shmarray._format import header as form
+from shmarray._format import names
+from shmarray._os import endings, flocks, segments
+from shmarray.memories import Memory, Stack
+
+if TYPE_CHECKING:
+    from shmarray.membership import Membership
+    from shmarray.warm import Pool
+
+_MOST_WAITING = warm.MOST // 2
+
+
+class Keeper:
+    """What one process keeps: files `w.` of at most `limit` bytes, together with those of all other processes of the store."""
+
+    def __init__(self, member: Membership, limit: int) -> None:
+        """Keep nothing yet."""
+        self._directory, self._prefix, self._uid = member.control.directory, member.key.prefix, member.key.uid
+        self._process = os.getpid()
+        self._free, self._waiting = Stack[Memory](), Stack[Memory]()
+        self._open = True
+        self.limit = limit
+        warm.register(self)
+
+    def is_here(self) -> bool:
+        """Whether anything can be kept: this process takes part in the store, and no fork is under way."""
+        return self._open and self._process == os.getpid() and not memories.forking
+
+    def takes(self, size: int) -> bool:
+        """Say whether a block of that size is to be one whose memory can be used again."""
+        return warm.SMALLEST <= size <= self.limit and self.is_here()
+
+    def has_room(self) -> bool:
+        """Say whether one file more can be kept; what was freed first makes room for it."""
+        if memories.count() >= warm.most() and (first := self._free.take_first()) is not None:
+            self._drop(first)
+        return memories.count() < warm.most()
+
+    def adopt(self, fd: segments.Descriptor, size: int) -> Memory:
+        """Begin with the file of a draft: the mark that it gets says that its memory is to be used again."""
+        flocks.mark(fd, form.KEEPER_MARK)
+        return Memory(fd, size, keeper=self)
+
+    def take(self, size: int) -> Memory | None:
+        """Give the memory freed last that fits, exclusively locked: the proof that nobody sees it. None if there is none."""
+        if not self.is_here():
+            return None
+        self.settle()
+        for memory in self._free.last_first():
+            if warm.fits(size, memory.size) and self._free.took(memory):
+                if memory.taken():
+                    return memory
+                if memory.links() == 1:
+                    self._append(self._free, memory, "free")  # somebody looks at it just now: a janitor
+                else:
+                    memory.drop()
+        return None
+
+    def give_back(self, memory: Memory, path: str, *, anonymous: bool) -> bool:
+        """After this process unmapped a live block of that name: keep its memory; false if not. Of named ones it keeps none."""
+        memory.hold()
+        try:
+            if anonymous and self.is_here() and not memory.has_crossed() and not memory.is_viewed():
+                memory.own_path = path
+                if self._keep_or_wait(memory):
+                    return True
+        except (OSError, ValueError):
+            pass  # the store was swept, or a fork in another thread closed it
+        if self._process == os.getpid():
+            with contextlib.suppress(OSError):
+                memory.drop()
+        return False
+
+    def _keep_or_wait(self, memory: Memory) -> bool:
+        if not memory.is_seen():
+            return self._keep(memory)
+        # Without a lease: who lets go of it last finds the mark. That may have been before this, while the lease was there still.
+        if not memory.is_mine():
+            return False
+        flocks.unlock(memory.fd)
+        if not memory.links():
+            return False
+        self._append(self._waiting, memory, "waiting")
+        return True
+
+    def _keep(self, memory: Memory) -> bool:
+        """Keep what nobody sees, and is exclusively locked."""
+        if memory.own_path is not None:
+            if not reclaim.put_aside(memory.own_path, memory.fd):  # whoever was the last has done it, or has begun to
+                reclaim.mark_deleted(memory.fd, memory.size)
+            memory.path, memory.own_path = names.aside_of(memory.own_path), None
+        if memory.is_viewed() or segments.read(memory.fd, 8, form.exposed_offset(memory.size)) != bytes(8):
+            return False
+        flocks.unlock(memory.fd)
+        if memory.links() != 1:
+            return False  # a janitor came between
+        self._append(self._free, memory, "free")
+        return True
+
+    def _append(self, kept: Stack[Memory], memory: Memory, state: str) -> None:
+        memory.state = state
+        kept.append(memory)
+        while len(self._waiting) > _MOST_WAITING and (first := self._waiting.take_first()) is not None:
+            self._drop(first)
+        if state == "free" or not self._open:
+            self._shrink(self.limit if self._open else 0)
+
+    def _shrink(self, limit: int) -> int:
+        """Let go of what was freed first until what all keep is within the limit; returns how many bytes."""
+        given = 0
+        while self._free and exhaustion.used(self._directory, self._prefix + names.WARM) > limit:
+            first = self._free.take_first()
+            if first is not None:
+                given += first.size
+                self._drop(first)
+        return given
+
+    def _drop(self, memory: Memory) -> None:
+        """Let go of what others may still have: if they have not, this process was the last."""
+        memory.drop()
+        if memory.own_path is not None:
+            reaper.last_one_out(memory.own_path, self._uid)
+
+    def settle(self) -> None:
+        """Ask again about what others had when this process let go of it. Raises nothing."""
+        if self._process != os.getpid():
+            return
+        for memory in list(self._waiting):
+            if self._waiting.took(memory):
+                try:
+                    settled = self._keep_or_wait(memory)
+                except (OSError, ValueError):
+                    settled = False
+                if not settled:
+                    self._drop(memory)
+
+    def trim(self) -> int:
+        """Give all of it back to the system; returns how many bytes. In a forked child there is none: it is the parent's."""
+        if self._process != os.getpid():
+            return 0
+        self.settle()
+        given = 0
+        for kept in (self._free, self._waiting):
+            while (first := kept.take_first()) is not None:
+                given += first.size if kept is self._free else 0
+                self._drop(first)
+        return given
+
+    def close(self) -> None:
+        """Keep nothing any more."""
+        self._open = False
+        self.trim()
+
+    def is_mine(self) -> bool:
+        """Whether it is this process's, and not that of a parent."""
+        return self._process == os.getpid()
+
+
+class _End(weakref.ref["Membership"]):
+    """The end of a part in a store, noted by a call into C and then seen to: nothing of it is kept any more."""
+
+    __slots__ = ("keeper", "then")
+
+    keeper: Keeper
+    then: weakref.ref[Membership]
+
+
+_ends: dict[int, _End] = {}
+_ended: deque[weakref.ref[Membership]] = deque()
+
+
+def settle(_: object = None) -> None:
+    """See to all parts that have ended. At any moment, in any thread: never raises, never waits."""
+    endings.drain(_ended, _close)
+
+
+def _close(end: weakref.ref[Membership]) -> None:
+    _ends.pop(id(end), None)
+    if isinstance(end, _End):
+        end.keeper.close()
+
+
+def keeper_of(member: Membership, size: int) -> Pool | Keeper | None:
+    """Give what keeps the memory of a block of that size after this process has made it and let go of it; None if nothing does."""
+    if size < warm.SMALLEST:
+        return None
+    keeper: Pool | Keeper = member.pool if member.is_owner else _begun(member)
+    return keeper if keeper.takes(size) else None
+
+
+def _begun(member: Membership) -> Keeper:
+    keeper: Keeper | None = member.keeper
+    if keeper is None or not keeper.is_mine():
+        settle()
+        try:
+            limit = warm.share(member) if member.control.warm is None else member.control.warm
+        except OSError:
+            limit = 0  # there is no such directory any more
+        keeper = Keeper(member, limit)
+        # What is registered last is called first: a call into C, which no signal handler's exception can come before.
+        then = weakref.ref(member, settle)
+        end = _End(member, _ended.append)
+        end.then, end.keeper = then, keeper
+        _ends[id(end)] = end
+        member.keeper = keeper
+    return keeper
