@@ -36,7 +36,7 @@ MOST = 4
 class Absence:
     """What one needs to come back: the leases, each with its descriptor, and what stays mapped; also while one takes part."""
 
-    __slots__ = ("control", "idle", "key", "leases", "memories", "seat", "slabs")
+    __slots__ = ("__weakref__", "control", "idle", "key", "leases", "memories", "seat", "slabs")
 
     def __init__(self, key: names.StoreKey, control: layout.Control) -> None:
         """Take the leases of a process that joins. Raises `FileNotFoundError` when the store has ended."""
@@ -47,6 +47,7 @@ class Absence:
         taken = leasing.take_kept(key, control)
         self.leases = tuple(lease for lease, _ in taken)
         self.memories = [memory for _, memory in taken]
+        _all.add(self)
 
     def is_over(self) -> bool:
         """Whether the store has ended."""
@@ -59,9 +60,7 @@ class Absence:
     def leave(self) -> bool:
         """Let go of the leases; false if that may not be, for others rely on them: then they end with their mappings."""
         kept = self.memories
-        if memories.forking or self.is_over() or self.has_crossed():
-            return False
-        if any(_references(self, index) > _OURS for index in range(len(kept))):
+        if memories.forking or self.is_over() or self.has_crossed() or _references(self) > _OURS:
             return False
         for one in kept:
             one.hold()  # from here on a fork in another thread leaves the descriptor alone; one before has closed it
@@ -81,10 +80,11 @@ class Absence:
 
     def come_back(self) -> bool:
         """Take the leases again; false if the store has ended, or if that cannot be."""
-        if not all(one.take_lease_again() for one in self.memories):
+        kept = self.memories
+        if not all(one.take_lease_again() for one in kept):
             return False
         # The mark says that the owner's process is there: after its death the guardian may not have come to write it down yet.
-        return not self.is_over() and flocks.is_marked(self.memories[0].fd, layout.OWNER_MARK)
+        return not self.is_over() and flocks.is_marked(kept[0].fd, layout.OWNER_MARK)
 
 
 class _Watch(weakref.ref[Any]):
@@ -96,14 +96,16 @@ class _Watch(weakref.ref[Any]):
     then: weakref.ref[Any]
 
 
+_all: weakref.WeakSet[Absence] = weakref.WeakSet()
 _pins: dict[int, _Watch] = {}
 _absent: dict[names.StoreKey, Absence] = {}
 _ended: deque[weakref.ref[Any]] = deque()
 _at_exit: list[bool] = []  # not empty from then on: what is kept would end when our modules have gone
 
 
-def _references(absence: Absence, index: int) -> int:
-    return sys.getrefcount(absence.leases[index])
+def _references(absence: Absence) -> int:
+    """Count who refers to a lease, to the one to which most do. In one call into C: what another thread has in hand stays in a child."""
+    return max(map(sys.getrefcount, absence.leases), default=0)
 
 
 class _Alone:
@@ -112,7 +114,7 @@ class _Alone:
     leases = (object(),)
 
 
-_OURS = _references(_Alone, 0)  # type: ignore[arg-type]
+_OURS = _references(_Alone)  # type: ignore[arg-type]
 
 
 def watch(member: Any, absence: Absence) -> None:
@@ -187,9 +189,8 @@ def _exit() -> None:
 def _forget() -> None:
     """In a forked child: what was absent, and what may be, is the parent's. It takes leases of its own (`membership`)."""
     _absent.clear()
-    for noted in list(_pins.values()):
-        if noted.absence is not None:
-            noted.absence.forget()
+    for absence in list(_all):
+        absence.forget()  # also what another thread was about to leave or to come back by: it does not go on here
 
 
 processes.after_fork_in_child(_forget)

@@ -34,6 +34,8 @@ def _back(key: names.StoreKey) -> Membership | None:
     if absence is None:
         return None
     member = _with(absence)
+    if not member.leases:
+        return None  # this is a child by now, forked in the midst by a signal handler
     if absence.idle is not None:
         member.idle = absence.idle
         member.idle.belong_to(member)
@@ -51,7 +53,9 @@ def _take_part(key: names.StoreKey, control: layout.Control) -> Membership:
     """Take the leases, so that they can be let go of and taken again if this is not the first time. Raises `FileNotFoundError`."""
     if key in _before:
         try:
-            return _with(absences.Absence(key, control))
+            member = _with(absences.Absence(key, control))
+            if member.leases:  # else this is a child by now, as above
+                return member
         except FileNotFoundError:
             raise
         except OSError:

@@ -55,14 +55,12 @@ def leases(path: str) -> int:
     """How many processes have taken locks of that kind on a file, which are still there."""
     info = os.stat(path)
     file = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
-    before: set[str] | None = None
-    while True:
+    found: set[str] = set()
+    # The list is read in pieces: while locks of others come and go, one may be in two of them, or in none; again and again in none, hardly.
+    for _ in range(5):
         with open("/proc/locks") as locks:
-            found = {fields[4] for line in locks if (fields := line.split())[1] == "FLOCK" and file in fields}
-        # The list is read in pieces: while locks of others come and go, one may be in two of them, or in none.
-        if found == before:
-            return len(found)
-        before = found
+            found |= {fields[4] for line in locks if (fields := line.split())[1] == "FLOCK" and file in fields}
+    return len(found)
 
 
 def files(store: sa.Store) -> list[str]:
@@ -534,14 +532,15 @@ def test_a_handler_that_forks_in_the_midst_of_leaving_takes_no_lease_from_parent
     """Both go on in the midst of it, on one description: neither may unlock it later for itself."""
     with sa.Store(warm=0, small=4096) as store:
         array = store.ones(64) if what == "small" else store.ones(N, name="x" if what == "named" else None)
-        assert _forks_at_each_step(store, array, stays=stays, again=again) == (0, "")
+        path = os.path.join(leaks.SHM, f"shmarray.{os.geteuid()}.{store.id}.ctl")
+        said = run_with_handles(array, FORKING, path, pickle.dumps(store).hex() if stays else "", str(again))
+        assert said == (0, "")
 
 
-def _forks_at_each_step(store: sa.Store, array: Any, *, stays: bool, again: bool) -> tuple[int, str]:
-    """Have a worker do it with handles of an array; gives how it ended and what it said."""
-    path = os.path.join(leaks.SHM, f"shmarray.{os.geteuid()}.{store.id}.ctl")
-    command = [sys.executable, "-c", FORKING, path, pickle.dumps(store).hex() if stays else "", str(again)]
+def run_with_handles(array: Any, script: str, *args: str) -> tuple[int, str]:
+    """Run a script that gets a handle of the array for each line it prints; its exit status, and what it says on standard error."""
     env = os.environ | {"SHMARRAY_SMALLEST_WARM": "4096"}
+    command = [sys.executable, "-c", script, *args]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
     ) as worker:
@@ -553,6 +552,151 @@ def _forks_at_each_step(store: sa.Store, array: Any, *, stays: bool, again: bool
             worker.stdin.flush()
         said = worker.stderr.read()
     return worker.returncode, said
+
+
+FORKING_BACK = """
+import os, pickle, sys
+import shmarray as sa
+from tests.warm.test_absences import FILES, leases
+path = sys.argv[1]
+def handle():
+    print("handle", flush=True)
+    return bytes.fromhex(sys.stdin.readline())
+def stays(block):
+    return leases(path) >= 2 and leases(block) >= 2
+class Forker:
+    def __init__(self, n):
+        self.n, self.count, self.pid, self.where = n, 0, None, ""
+    def step(self, frame, event, arg):
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(FILES):
+            self.count += 1
+            if self.count == self.n:
+                sys.setprofile(None)
+                self.where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
+                self.pid = os.fork()
+n = 0
+while True:
+    n += 1
+    for _ in range(2):  # the first time it joins anew, for a fork came
+        pickle.loads(handle())
+    mine, there, back = handle(), os.pipe(), os.pipe()
+    forker = Forker(n)
+    sys.setprofile(forker.step)
+    try:
+        view = pickle.loads(mine)
+    finally:
+        sys.setprofile(None)
+        if forker.pid == 0 and sys.exc_info()[0]:
+            os._exit(4)
+    if forker.count < n:
+        break
+    block = view.base.base.obj.tag.path
+    if forker.pid == 0:
+        os.close(back[1])
+        ok = view.sum() == 40000
+        os.write(there[1], b"1")
+        os.read(back[0], 1)  # the parent has left
+        ok = ok and stays(block)
+        del view
+        os._exit(0 if ok else 5)
+    os.close(there[1])
+    os.read(there[0], 1)
+    whole = view.sum() == 40000 and stays(block)
+    del view
+    os.write(back[1], b"1")
+    status = os.waitstatus_to_exitcode(os.waitpid(forker.pid, 0)[1])
+    if status or not whole or leases(path) != 1:
+        sys.exit(f"{n}: {forker.where}: {status}, {whole}, {leases(path)} parts")
+    for fd in (there[0], *back):
+        os.close(fd)
+n > 10 or sys.exit("too few steps")
+"""
+
+
+@pytest.mark.parametrize("name", [None, "x"])
+def test_a_handler_that_forks_in_the_midst_of_coming_back_takes_no_lease_from_parent_or_child(
+    store: sa.Store, name: str | None
+) -> None:
+    """Each has the array in the end, and a part of its own, which ends with it."""
+    array = store.ones(N, name=name)
+    path = os.path.join(leaks.SHM, f"shmarray.{os.geteuid()}.{store.id}.ctl")
+    status, said = run_with_handles(array, FORKING_BACK, path)
+    assert status == 0, said
+    assert said == ""
+
+
+BETWEEN = """
+import os, pickle, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of forks in a program with threads: they are what this is about
+import shmarray as sa
+from tests.warm.test_absences import leases
+path, deed = sys.argv[1:]
+FUNCTIONS = {"leave": ("_left", "leave"), "come back": ("resume", "come_back", "is_over")}[deed]
+def load():
+    print("handle", flush=True)
+    return pickle.loads(bytes.fromhex(sys.stdin.readline()))
+class Pause:
+    def __init__(self, n):
+        self.n, self.count, self.where = n, 0, ""
+        self.there, self.over = threading.Event(), threading.Event()
+    def step(self, frame, event, arg):
+        if event in ("call", "c_return") and frame.f_code.co_name in FUNCTIONS:
+            self.count += 1
+            if self.count == self.n:
+                self.where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
+                self.there.set()
+                self.over.wait()
+    def run(self, act):
+        sys.setprofile(self.step)
+        try:
+            act()
+        finally:
+            sys.setprofile(None)
+            self.there.set()
+n = 0
+while True:
+    n += 1
+    load(), load()  # the first time it joins anew, for a fork came
+    pause, held = Pause(n), [load()] if deed == "leave" else []
+    thread = threading.Thread(target=pause.run, args=(held.clear if deed == "leave" else lambda: held.append(load()),))
+    thread.start()
+    pause.there.wait()
+    if pause.count < n:
+        thread.join()
+        break
+    there, go = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(there[1], b"!")
+        os.read(go[0], 1)
+        os._exit(0)
+    os.read(there[0], 1)
+    pause.over.set()
+    thread.join()
+    whole = all((found == 1).all() for found in held)
+    held.clear()
+    parts = leases(path)
+    os.write(go[1], b"!")
+    os.waitpid(pid, 0)
+    if parts != 1 or not whole:
+        sys.exit(f"{n}: {pause.where}: {parts} parts, {whole}")
+    for fd in (*there, *go):
+        os.close(fd)
+n > 3 or sys.exit("too few steps")
+"""
+
+
+@pytest.mark.parametrize("name", [None, "x"])
+@pytest.mark.parametrize("deed", ["leave", "come back"])
+def test_a_child_has_no_part_that_another_thread_was_about_to_leave_or_to_come_back_to(
+    store: sa.Store, deed: str, name: str | None
+) -> None:
+    """That thread does not go on in the child, so nothing there would ever let go of it."""
+    array = store.ones(N, name=name)
+    path = os.path.join(leaks.SHM, f"shmarray.{os.geteuid()}.{store.id}.ctl")
+    status, said = run_with_handles(array, BETWEEN, path, deed)
+    assert status == 0, said
+    assert said == ""
 
 
 FILES = (
