@@ -179,9 +179,11 @@ class Kept:
         """Let go of the lease. Where an exception comes in between, the mapping ends."""
         memory, watch = self.memory, self.watch
         segment.tag = idle.marker
-        # Asking loses the lease, whatever the answer: of several who ask at once the last one finds that it is.
-        is_last = watch is not None and flocks.try_exclusive(memory.fd)
-        flocks.unlock(memory.fd)
+        is_last = False
+        if watch is None:
+            flocks.unlock(memory.fd)
+        else:
+            is_last = flocks.let_go(memory.fd)
         # The order matters: whoever removes the block looks at the lease after that.
         links = memory.links()
         if links == 0:

@@ -139,7 +139,8 @@ class Memory:
 
     def is_seen(self) -> bool:
         """Take the exclusive lock; true if somebody maps it or has a handle to it, or it was removed."""
-        return not self.is_mine() or not flocks.try_exclusive(self.fd) or segments.status(self.fd).st_nlink != 1
+        # No lock where a handle is in flight: who loads it, perhaps a signal handler of this thread, would wait for it.
+        return self.links() != 1 or not flocks.try_exclusive(self.fd) or segments.status(self.fd).st_nlink != 1
 
     def is_mine(self) -> bool:
         """Whether the descriptor is still that of the file: programs that make daemons of themselves close all numbers there are."""

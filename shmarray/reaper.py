@@ -68,7 +68,10 @@ def remove_if_unheld(path: str, uid: int, *, draft: bool = False, kept: bool = F
     if fd is None:
         return False
     try:
-        # The link count is read after the lock: whoever let go of the block before it has been seen.
+        # No lock where a handle is in flight: who loads it, perhaps a signal handler of this thread, would wait for it.
+        if not draft and segments.status(fd).st_nlink != 1:
+            return False
+        # The link count is read again after the lock: whoever let go of the block before it has been seen.
         info = None if not flocks.try_exclusive(fd) else segments.status(fd)
         if info is None or (info.st_nlink != 1 and not draft):
             return False

@@ -16,6 +16,7 @@ import fcntl
 import os
 import struct
 import time
+from collections import deque
 from typing import Protocol
 
 
@@ -28,6 +29,7 @@ class HasFileno(Protocol):
 
 flock, TRY_SHARE = fcntl.flock, fcntl.LOCK_SH | fcntl.LOCK_NB
 """For those who cannot afford a call: `flock(number, TRY_SHARE)` is `try_share`, but for its error."""
+_to_the_end = deque[None](maxlen=0).extend
 _FLOCK = struct.Struct("hhqqi4x")
 _FIRST_MARK = 1 << 40  # beyond the end of every file of ours; locks may lie there
 PATIENCE = 10.0
@@ -68,6 +70,21 @@ def try_exclusive(fd: HasFileno) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        return False
+    return True
+
+
+def let_go(fd: HasFileno) -> bool:
+    """Let go of the lease as `unlock` does; true if nobody else had one. Of several who ask at once the last one finds that it is.
+
+    Asking loses the lease, whatever the answer. Where it is the exclusive lock, that ends in the same call into C: a handler of this
+    thread, which comes in between two such calls, may wait for the lease itself.
+    """
+    number = fd.fileno()
+    try:
+        _to_the_end(map(flock, (number, number), (fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN)))
+    except BlockingIOError:
+        fcntl.flock(number, fcntl.LOCK_UN)
         return False
     return True
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
-from shmarray import reaper, reclaim
+from shmarray import reaper, reclaim, warm
 from shmarray._format import names
 from shmarray._os import flocks, segments
 from tests.helpers.leaks import SHM, shm_entries
@@ -435,6 +435,78 @@ def test_an_interruption_at_any_step_leaves_neither_descriptor_nor_lease_nor_fil
         gc.enable()
     assert n > 10
     del store
+
+
+class Loading(Interrupter):
+    """Instead of raising an exception the handler loads a handle."""
+
+    def __init__(self, n: int, handle: bytes) -> None:
+        """Have that happen at point `n`."""
+        super().__init__(n, lambda filename: ours(filename) or filename.endswith(("flocks.py", "reaper.py", "warm.py")))
+        self.handle = handle
+        self.found: list[Any] = []
+
+    def _event(self, frame: Any, event: str, arg: Any) -> None:
+        try:
+            super()._event(frame, event, arg)
+        except Interrupted:
+            self.found.append(pickle.loads(self.handle))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("stays", [True, False], ids=["it stays mapped", "it does not"])
+def test_a_handler_that_loads_it_in_the_midst_of_letting_go_does_not_wait_for_its_own_thread(
+    stays: bool,  # noqa: FBT001  a parameter of a test
+    owner: Child,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody else has the array, so who lets go of it asks for the exclusive lock; the handler's handle keeps it."""
+    monkeypatch.setattr(flocks, "PATIENCE", 0.0)
+    monkeypatch.setattr(warm, "SMALLEST", 4096 if stays else 1 << 30)
+    store: Any = pickle.loads(bytes.fromhex(owner.wait_for("ready")))
+    assert store.guardian_pid is not None
+    os.kill(store.guardian_pid, signal.SIGSTOP)  # so that no lock of its own is in the way
+    try:
+        n, reached = 0, True
+        while reached:
+            n += 1
+            held, handle = [pickle.loads(_asked(owner))], _asked(owner)
+            tell(owner, "array = store.ones({n})")
+            with Loading(n, handle) as loading:
+                held.clear()
+            reached = loading.count >= n
+            assert [float(view.sum()) for view in loading.found] == [N] * reached, loading.where
+            loading.found.clear()
+    finally:
+        os.kill(store.guardian_pid, signal.SIGCONT)
+    assert n > 10
+    store.release_unclaimed()
+    assert len(blocks(store)) == 1
+    del store
+
+
+@pytest.mark.parametrize("keeps", [0, 1 << 30])
+def test_a_handler_of_the_owner_that_loads_it_in_the_midst_of_letting_go_does_not_wait_either(
+    keeps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its memory is to be kept for the next array or not."""
+    monkeypatch.setattr(flocks, "PATIENCE", 0.0)
+    with sa.Store(warm=keeps) as store:
+        assert store.guardian_pid is not None
+        os.kill(store.guardian_pid, signal.SIGSTOP)
+        try:
+            n, reached = 0, True
+            while reached:
+                n += 1
+                held = [store.ones(N)]
+                with Loading(n, pickle.dumps(held[0])) as loading:
+                    held.clear()
+                reached = loading.count >= n
+                assert [float(view.sum()) for view in loading.found] == [N] * reached, loading.where
+                loading.found.clear()
+        finally:
+            os.kill(store.guardian_pid, signal.SIGCONT)
+        assert n > 5
 
 
 @pytest.mark.parametrize("deed", DEEDS)
