@@ -174,8 +174,7 @@ def test_what_an_array_stands_on_keeps_it(store: sa.Store, depth: int) -> None:
 
 
 STORM = """
-import os, pickle, threading, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of forks in a program with threads: they are what this is about
+import os, pickle, threading
 import shmarray as sa
 from tests.smalls.things import is_whole, made
 stop = threading.Event()
@@ -250,8 +249,7 @@ def test_a_child_forked_by_a_thread_at_work_goes_on(store: sa.Store) -> None:
 
 
 UNDER_WAY = """
-import os, pickle, sys, threading, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of forks in a program with threads, also of one that is just ending
+import os, pickle, sys, threading
 hooks = []
 os.register_at_fork(before=lambda: [hook() for hook in hooks])  # registered first, called last: all of ours have run
 import shmarray as sa
