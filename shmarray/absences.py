@@ -175,9 +175,13 @@ def resume(key: names.StoreKey) -> Absence | None:
 
 
 def drop_all() -> bool:
-    """Come back to none, where there is no descriptor or no room; says whether there was any."""
+    """Come back to none, where there is no descriptor or no room, and keep no slab for later; says whether there was any."""
     there = bool(_absent)
     _absent.clear()
+    for noted in list(_pins.values()):
+        if (absence := noted.absence) is not None and absence.slabs:
+            absence.slabs.clear()
+            there = True
     return there
 
 

@@ -244,6 +244,8 @@ def attach(member: Membership, key: BlockKey) -> Root:
         if is_there(slab, cell, key.block) and not (is_new and _is_alone(member, slab, cell, seat)):
             return root
     del root  # now, and not with the traceback
+    if member.state() != layout.OPEN:
+        raise member.closed_error()  # and the sweep took the handle
     raise not_found(member, key, GONE)
 
 

@@ -199,7 +199,8 @@ class Memory:
         if not links or (is_last and links == 1):
             return False
         self.state = "idle"
-        return True
+        # Last: a handler of this thread may have forked meanwhile, and given a child the same description, which it unlocks as well.
+        return not self.has_crossed()
 
     def let_go(self) -> None:
         """Stop keeping it. What is left of it is a block like any other, or nothing."""

@@ -67,8 +67,9 @@ def take(member: Membership) -> Seat | None:
         return None
     seat = Seat(*place, era)
     # Who leaves the store and comes back has its seat still: but what is taken so leaves enough for those who come for the first time.
-    if member.absence is not None and len(alive(member, range(layout.SEATS))) <= layout.SEATS // 2:
-        member.absence.seat = seat
+    if member.absence is not None:
+        is_left_enough = len(alive(member, range(layout.SEATS))) <= layout.SEATS // 2
+        member.absence.seat = seat if is_left_enough else None  # the one before has crossed a fork
     return seat
 
 

@@ -118,12 +118,23 @@ class _Part(weakref.ref["Membership"]):
     then: weakref.ref[Membership]
 
 
+class _Leaving(weakref.ref["segments.Segment"]):
+    """A mapping that is to end. `last`: by what it is asked then whether it was the last, or its memory is given back."""
+
+    __slots__ = ("last", "path", "then", "uid")
+
+    last: memories.Memory | segments.Descriptor | None
+    path: str
+    then: weakref.ref[segments.Segment]
+    uid: int
+
+
 _known: dict[tuple[int, int], Slab] = {}
 _idle: dict[tuple[int, int], None] = {}
-_leaving: dict[int, tuple[weakref.ref[segments.Segment], str, int, memories.Memory | segments.Descriptor | None]] = {}
+_leaving: dict[int, _Leaving] = {}
 _parts: dict[int, _Part] = {}
-ended: deque[weakref.ref[Membership]] = deque()
-"""Parts that have ended, until that has been seen to."""
+ended: deque[weakref.ref[Any]] = deque()
+"""Parts and mappings that have ended, until that has been seen to."""
 
 
 def find(store: int, number: int) -> Slab | None:
@@ -145,13 +156,20 @@ def enter(member: Membership, slab: Slab) -> Slab:
 
 
 def settle(_: object = None) -> None:
-    """See to all parts in stores that have ended. At any moment, in any thread: never raises, never waits."""
-    endings.drain(ended, _left)
+    """See to all that has ended. At any moment, in any thread: never raises, never waits."""
+    endings.drain(ended, _see_to)
 
 
-def _left(part: weakref.ref[Membership]) -> None:
+def _see_to(one: weakref.ref[Any]) -> None:
+    if isinstance(one, _Leaving):
+        _unmapped(one)
+    elif isinstance(one, _Part):
+        _left(one)
+
+
+def _left(part: _Part) -> None:
     """This process takes no part in that store any more: it looks at nothing there, and makes nothing. May be repeated."""
-    if not isinstance(part, _Part) or _parts.get(part.store) is not part:
+    if _parts.get(part.store) is not part:
         return  # it has come to take part anew
     store, absence = part.store, part.absence
     for key in list(_known):
@@ -171,8 +189,9 @@ def _left_to_others(slab: Slab, absence: Absence) -> bool:
             return False
     except (OSError, ValueError):
         return False  # the descriptor was closed
+    there.pop(slab.number, None)
     for number in list(there):
-        if (other := there.get(number)) is not None and not other.memory.links():
+        if (other := there.get(number)) is not None and (len(there) >= _MOST_IDLE or not other.memory.links()):
             there.pop(number, None)
     there[slab.number] = slab
     return True
@@ -188,7 +207,7 @@ def find_again(member: Membership, number: int) -> Slab | None:
             return enter(member, slab)
     except (OSError, ValueError):
         pass  # the descriptor was closed
-    slab.memory.close()
+    slab.memory.drop()  # whoever removed it may have found this lease, and have left its memory to us
     return None
 
 
@@ -218,20 +237,21 @@ def _let_go(slab: Slab, last: segments.Descriptor | None = None) -> None:
     if stock is not None:
         stock.forget(slab)
     # Asked when the mapping has ended: this may run while the last root is ending, which has it still.
-    watch = weakref.ref(slab.segment, _unmapped)
-    _leaving[id(watch)] = watch, slab.path, slab.uid, last or slab.memory
+    then = weakref.ref(slab.segment, settle)
+    watch = _Leaving(slab.segment, ended.append)  # last, for it is called first: see `enter`
+    watch.then, watch.path, watch.uid, watch.last = then, slab.path, slab.uid, last or slab.memory
+    _leaving[id(watch)] = watch
 
 
-def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
-    left = _leaving.pop(id(watch), None)
-    if left is None:
-        return
-    _, path, uid, last = left
-    if isinstance(last, memories.Memory) and last.links():
-        last.close()  # the lease hangs on it as well
+def _unmapped(watch: _Leaving) -> None:
+    """Remove the file of a slab if this process was the last that mapped it; of one without a name, the memory. May be repeated."""
+    last = watch.last
+    _leaving.pop(id(watch), None)
+    if isinstance(last, memories.Memory) and (last.links() or not last.is_mine()):
+        last.close()  # the lease hangs on it as well; unless a fork has closed it before
         last = None
     if last is None:
-        reaper.last_one_out(path, uid)
+        reaper.last_one_out(watch.path, watch.uid)
     elif isinstance(last, memories.Memory):
         last.drop()
     else:
@@ -255,6 +275,7 @@ def is_idle(store: int, slab: Slab) -> None:
 
 def drop_idle(store: int) -> None:
     """Keep no slab mapped in which this process looks at nothing, but for those it made. With the lock of `cells` held."""
+    settle()
     for key in list(_idle):
         slab = _known.get(key)
         if key[0] == store and (slab is None or not slab.views):

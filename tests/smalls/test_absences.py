@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
-from shmarray import seats
+from shmarray import memories, seats
 from shmarray._format import control
+from shmarray._os import flocks, segments
 from tests.helpers.leaks import SHM
 from tests.helpers.processes import wait_until
 from tests.smalls.things import Partner, files, loading, made, next_serial
@@ -246,3 +247,147 @@ def test_who_joins_anew_while_the_part_before_ends_does_not_leave_its_slabs_to_o
         worker.do("del slab, member")
         assert (leases(path_of(store)), worker.maps(file)) == (1, 0)
     worker.take(array, serial)
+
+
+def test_a_slab_that_crossed_a_fork_goes_with_the_last_who_looks_into_it(
+    store: sa.Store, maker: Worker, worker: Worker
+) -> None:
+    """By the descriptor of its lease nothing can be asked any more, for a child may have that: so it is asked anew."""
+    handles = sent_by(maker, next_serial(), 3)
+    for handle in handles[:2]:
+        worker.do(f"a = {loading(handle)}; del a")
+    worker.do(f"a = {loading(handles[2])}; pid = os.fork(); pid or os._exit(0)")
+    guardian = store.guardian_pid
+    assert guardian is not None
+    os.kill(guardian, signal.SIGSTOP)  # so that it is nobody else who removes it
+    try:
+        assert worker.do("said = os.waitpid(pid, 0)[1]") == 0
+        maker.kill()
+        assert files(store, "s.")
+        worker.do("del a")
+        assert not files(store)
+    finally:
+        os.kill(guardian, signal.SIGCONT)
+
+
+def test_a_process_keeps_a_few_slabs_while_it_is_absent(store: sa.Store, worker: Worker) -> None:
+    """However many there are: each costs a descriptor."""
+    arrays = [store.full(64 * step, step) for step in range(1, 17)]
+    few, many = [], []
+    for array in arrays[:8] * 2:
+        worker.do(f"a = {loading(pickle.dumps(array))}; del a")
+        few.append(worker.numbers())
+    for array in arrays * 2:
+        worker.do(f"a = {loading(pickle.dumps(array))}; del a")
+        many.append(worker.numbers())
+    assert len(files(store, "s.")) >= 12
+    assert max(many) == max(few)
+
+
+def test_slabs_of_who_has_come_back_for_another_one_are_let_go_of_where_there_is_no_descriptor(
+    store: sa.Store, worker: Worker
+) -> None:
+    """What was kept to save time costs nobody an array."""
+    arrays = [store.full(64 * step, step) for step in range(1, 6)]
+    for array in [*arrays, *arrays]:
+        worker.do(f"a = {loading(pickle.dumps(array))}; del a")
+    worker.do(f"a = {loading(pickle.dumps(arrays[0]))}")
+    new = store.full(512, 7.0)
+    worker.do("import resource; limits = resource.getrlimit(resource.RLIMIT_NOFILE)")
+    worker.do("resource.setrlimit(resource.RLIMIT_NOFILE, (1 + max(map(int, os.listdir('/proc/self/fd'))), limits[1]))")
+    worker.do("""taken = []
+while True:
+    try:
+        taken.append(os.dup(0))
+    except OSError:
+        break""")
+    assert worker.do(f"b = {loading(pickle.dumps(new))}; said = float(b.sum())") == 512 * 7.0
+    worker.do("resource.setrlimit(resource.RLIMIT_NOFILE, limits)")
+
+
+def test_memory_of_a_removed_slab_does_not_stay_for_who_was_about_to_come_back_to_it(
+    store: sa.Store, worker: Worker
+) -> None:
+    """Whoever removes it finds a lease, and leaves it to who has that; others are absent, and map it."""
+    array = made(store, serial := next_serial())
+    worker.take(array, serial)
+    with File(array) as file, Worker() as other:
+        other.take(array, serial)
+        handle = pickle.dumps(array)
+        other.do("""from shmarray import memories
+links = memories.Memory.links
+def slow(self):
+    if self.size >= 1 << 16:
+        report("there", None)
+        sys.stdin.readline()
+    return links(self)
+memories.Memory.links = slow""")
+        other.begin(f"a = {loading(handle)}")
+        other.wait_for("there")
+        array.unlink()
+        del array
+        store.trim()
+        assert (file.links(), file.memory() < 1 << 16) == (0, False)
+        other.tell("")
+        other.wait_for("error")
+        assert (file.memory() < 1 << 16, worker.maps(file), other.maps(file)) == (True, 1, 0)
+        other.do("memories.Memory.links = links")
+        other.finish().expect()
+
+
+def test_a_lease_that_a_handler_forked_in_the_midst_of_letting_go_of_is_not_taken_again(
+    store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child goes on where its parent was, with the same open file description: it would unlock the next one as well."""
+    array = made(store, next_serial())
+    fd = segments.open_existing(path_of(store))
+    flocks.share(fd)
+    memory = memories.keep_lease(fd, segments.status(fd))
+    unlock = flocks.unlock
+
+    def forking(fd: flocks.HasFileno) -> None:
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        unlock(fd)
+
+    monkeypatch.setattr(flocks, "unlock", forking)
+    assert memory is not None
+    assert not memory.leave_to_others()
+    memory.close()
+    fd.close()
+    del array
+
+
+def test_a_seat_that_has_crossed_a_fork_is_not_kept_where_most_are_taken(store: sa.Store, worker: Worker) -> None:
+    """It is of no use any more."""
+    array = made(store, serial := next_serial())
+    worker.take(array, serial)
+    worker.do("pid = os.fork(); pid or os._exit(0)")
+    assert worker.do("said = os.waitpid(pid, 0)[1]") == 0
+    member = store._open()
+    taken = [seats.take(member) for _ in range(control.SEATS // 2)]
+    worker.take(array, serial)
+    taken += [seats.take(member) for _ in range(control.SEATS)]
+    assert len([seat for seat in taken if seat is not None]) == control.SEATS - 1  # the store's own is taken too
+
+
+def test_a_store_that_is_closed_while_a_handle_is_loaded_says_so(store: sa.Store, worker: Worker) -> None:
+    """Also to who looks at something in the same slab, and finds that nobody else looks at the array."""
+    one, two = made(store, serial := next_serial()), made(store, next_serial())
+    worker.do(f"a = {loading(pickle.dumps(one))}")
+    worker.do("""from shmarray import cells
+look = cells.look
+def slow(*args, **how):
+    report("there", None)
+    sys.stdin.readline()
+    return look(*args, **how)
+cells.look = slow""")
+    worker.begin(f"b = {loading(pickle.dumps(two))}")
+    worker.wait_for("there")
+    del one, two
+    store.close()
+    worker.tell("")
+    assert worker.wait_for("error") == "StoreClosedError"
+    assert worker.do(f"said = is_whole(a, {serial}); cells.look = look")
