@@ -188,8 +188,11 @@ def settle(_: object = None) -> None:
                 return
             Here.settling = True
             while ended:
-                _dropped(ended[0])
-                ended.popleft()  # only now: with an exception before, the next one sees to it again
+                view = ended[0]
+                _dropped(view)
+                # Only now: with an exception before, the next one sees to it again. Not so a child that a handler has forked meanwhile.
+                if ended and ended[0] is view:
+                    ended.popleft()
         finally:
             if True in got:
                 Here.settling = False

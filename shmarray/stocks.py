@@ -163,7 +163,10 @@ class Stock:
     def _remove(self, slab: Slab) -> int:
         """Give back a slab all of whose cells are free; returns its bytes."""
         self._spare -= 1
+        slab.free.clear()  # whatever comes, none of them is given out again: an array in a file without a name cannot be sent
+        slab.worn = slab.layout.count
         slabmaps.remove(self._store, slab)
+        self.forget(slab)
         return slab.layout.nbytes
 
     def forget(self, slab: Slab) -> None:

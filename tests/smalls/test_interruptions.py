@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from shmarray import cells
 from tests.helpers.tracing import Interrupted
 from tests.smalls import deaths
 from tests.smalls.stands import DEEDS, Stand, make_many, put_question, trim
-from tests.smalls.things import Partner, ask, loading, made, next_serial
+from tests.smalls.things import Partner, ask, files, is_whole, loading, made, next_serial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,3 +75,43 @@ def test_nobody_waits_for_a_maker_that_was_interrupted_asking(deed: Callable[[St
 
         assert deaths.interrupt_everywhere(ready, lambda: deed(stand), verify, 3) > 5
         other.finish().expect()
+
+
+def test_what_is_made_after_an_interrupted_trim_can_be_sent(store: sa.Store) -> None:
+    """No array is made in a slab that has lost its name."""
+    with Partner() as other:
+
+        def verify(where: str) -> None:
+            array = made(store, serial := next_serial())
+            assert other.do(f"a = {loading(pickle.dumps(array))}; said = is_whole(a, {serial}); del a"), where
+            del array
+            store.trim()
+            assert files(store) == set(), where
+
+        assert deaths.interrupt_everywhere(lambda: made(store, next_serial()), store.trim, verify) > 5
+        other.finish().expect()
+
+
+def test_a_child_that_a_handler_forked_while_an_end_was_seen_to_sees_to_each_once(
+    store: sa.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees to what it drops in the handler, and then goes on where its parent was."""
+    array, other = made(store, next_serial()), made(store, serial := next_serial())
+    dropped = cells._dropped
+    pids: list[int] = []
+
+    def forking(view: Any) -> None:
+        nonlocal other
+        dropped(view)
+        if not pids:
+            pids.append(os.fork())
+            if not pids[0]:
+                del other
+
+    monkeypatch.setattr(cells, "_dropped", forking)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: os._exit(1))
+    del array
+    if not pids[0]:
+        os._exit(len(cells.ended))
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    assert is_whole(other, serial)
