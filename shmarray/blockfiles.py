@@ -15,7 +15,7 @@ from shmarray import controls, reclaim
 from shmarray._format import header as form
 from shmarray._format import kinds, names
 from shmarray._os import segments, words
-from shmarray.errors import ArrayNotFoundError, CorruptBlockError
+from shmarray.errors import ArrayNotFoundError, CorruptBlockError, ShmArrayError
 
 if TYPE_CHECKING:
     from shmarray._format.handle import BlockKey
@@ -109,6 +109,11 @@ def read_header(fd: segments.Descriptor, size: int) -> form.Header:
         # No system call promises that eight bytes are written, or read, in one step.
         needed = form.meta_size(tail) + form.SIZE
         return form.unpack(segments.read(fd, needed, size - needed), size)
+
+
+def gone(member: Membership, key: BlockKey, reason: str, meta: bytes = b"") -> ShmArrayError:
+    """Describe a handle or name whose file is not there: its store has ended, or else as `not_found`."""
+    return not_found(member, key, reason, meta) if member.is_open() else member.closed_error()
 
 
 def not_found(member: Membership, key: BlockKey, reason: str, meta: bytes = b"") -> ArrayNotFoundError:

@@ -32,7 +32,7 @@ from shmarray._format import kinds, names
 from shmarray._format.handle import BlockKey
 from shmarray._os import flocks, segments, words
 from shmarray.attachments import Block
-from shmarray.blockfiles import BY_NAME, GONE, not_found
+from shmarray.blockfiles import BY_NAME, GONE, gone, not_found
 from shmarray.errors import ArrayNotFoundError
 
 if TYPE_CHECKING:
@@ -82,9 +82,7 @@ def _attach_new(member: Membership, key: BlockKey, claim: str | None) -> segment
         except OSError as error:
             exhaustion.explain(error, member.control.directory, 0)
             raise
-    if member.state() != layout.OPEN:
-        raise member.closed_error()
-    raise not_found(member, key, GONE)
+    raise gone(member, key, GONE)
 
 
 def lookup(member: Membership, name: str) -> segments.Segment:
@@ -128,9 +126,7 @@ def lookup(member: Membership, name: str) -> segments.Segment:
                 raise
             last = fd
     del hold
-    if member.state() != layout.OPEN:
-        raise member.closed_error()
-    raise not_found(member, key, "is not there")
+    raise gone(member, key, "is not there")
 
 
 def _map_checked(member: Membership, key: BlockKey, fd: segments.Descriptor, path: str) -> segments.Segment:
@@ -180,9 +176,7 @@ def offer(segment: segments.Segment) -> BlockKey:
     try:
         segments.link(block.path, claim)
     except FileNotFoundError:
-        if member.state() != layout.OPEN:
-            raise member.closed_error() from None
-        raise not_found(member, block.key, "has been deleted", block.meta) from None
+        raise gone(member, block.key, "has been deleted", block.meta) from None
     except OSError as error:
         exhaustion.explain(error, member.control.directory, 0)
         raise

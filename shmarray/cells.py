@@ -35,7 +35,7 @@ from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._format.handle import BlockKey
 from shmarray._os import fences, processes, segments, words
-from shmarray.blockfiles import GONE, corrupt, not_found
+from shmarray.blockfiles import GONE, corrupt, gone, not_found
 from shmarray.errors import ShmArrayError
 
 if TYPE_CHECKING:
@@ -190,8 +190,7 @@ def settle(_: object = None) -> None:
             while ended:
                 view = ended[0]
                 _dropped(view)
-                # Only now: with an exception before, the next one sees to it again. Not so a child that a handler has forked meanwhile.
-                if ended and ended[0] is view:
+                if ended and ended[0] is view:  # only now; and unless this is a child by now, that a handler has forked
                     ended.popleft()
         finally:
             if True in got:
@@ -247,9 +246,7 @@ def attach(member: Membership, key: BlockKey) -> Root:
         if is_there(slab, cell, key.block) and not (is_new and _is_alone(member, slab, cell, seat)):
             return root
     del root  # now, and not with the traceback
-    if member.state() != layout.OPEN:
-        raise member.closed_error()  # and the sweep took the handle
-    raise not_found(member, key, GONE)
+    raise gone(member, key, GONE)
 
 
 def _is_alone(member: Membership, slab: Slab, cell: int, mine: Seat | None) -> bool:
@@ -303,9 +300,7 @@ def offer(view: View) -> BlockKey:
     try:
         segments.link(slab.path, claim)
     except FileNotFoundError:
-        if member.state() != layout.OPEN:
-            raise member.closed_error() from None
-        raise not_found(member, view.key, "has been deleted") from None
+        raise gone(member, view.key, "has been deleted") from None
     except OSError as error:
         exhaustion.explain(error, member.control.directory, 0)
         raise

@@ -192,9 +192,7 @@ class Memory:
         self.hold()  # from here on a fork in another thread leaves the descriptor alone; one before has closed it
         if not self.is_mine():
             return False
-        # Asking loses the lease, whatever the answer: of several who ask at once the last one finds that it is.
-        is_last = flocks.try_exclusive(self.fd)
-        flocks.unlock(self.fd)
+        is_last = flocks.let_go(self.fd)
         links = self.links()
         if not links or (is_last and links == 1):
             return False

@@ -18,12 +18,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from shmarray import blockfiles, drafts, exhaustion, memories, slabmaps, warm
-from shmarray._format import control as layout
 from shmarray._format import header as header_form
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._os import flocks, processes, segments
-from shmarray.blockfiles import GONE, not_found
+from shmarray.blockfiles import GONE, gone
 from shmarray.errors import ArrayExistsError
 from shmarray.slabmaps import Slab
 
@@ -96,9 +95,7 @@ def attach(member: Membership, key: BlockKey, claim: str | None) -> Slab:
                 return slabmaps.enter(member, _mapped(member, key, fd, path))
             finally:
                 fd.close()
-    if member.state() != layout.OPEN:
-        raise member.closed_error()
-    raise not_found(member, key, GONE)
+    raise gone(member, key, GONE)
 
 
 def _mapped(member: Membership, key: BlockKey, fd: segments.Descriptor, path: str) -> Slab:
