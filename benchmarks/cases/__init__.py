@@ -19,6 +19,7 @@ from benchmarks.cases.locks import Locking
 from benchmarks.cases.many import Many
 from benchmarks.cases.memory import Memory
 from benchmarks.cases.put import Put
+from benchmarks.cases.results import Results
 from benchmarks.cases.scale import Scaling
 from benchmarks.cases.startup import Importing, Opening
 from benchmarks.cases.stream import Stream
@@ -34,6 +35,7 @@ CASES: dict[str, type[Case]] = {
         Put,
         Attach,
         Get,
+        Results,
         HandOff,
         Locking,
         Deaths,
