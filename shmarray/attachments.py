@@ -100,7 +100,7 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
             reclaim.give_back(last)
             last.close()
         memory: Any = block.cache.pop(WARM, None)
-        if memory is not None and memory.keeper.give_back(memory, block.path, anonymous=anonymous):
+        if memory is not None and memory.pool.give_back(memory, block.path, anonymous=anonymous):
             return
         if not anonymous:
             return

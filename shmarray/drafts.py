@@ -73,13 +73,13 @@ class Draft:
         self._memory: memories.Memory | None = None
         self._published = False
         self._shown = False  # whether others may have seen it, published or taken back: then its bytes are theirs too
-        keeper = recycling.keeper_of(member, self.size) if again else None
-        if keeper is not None:
-            memory = keeper.take(self.size)
+        pool = recycling.pool_of(member, self.size) if again else None
+        if pool is not None:
+            memory = pool.take(self.size)
             if memory is None or not self._begin_again(memory):
                 self._begin(reserve=reserve)
-                if keeper.has_room():
-                    self._memory = keeper.adopt(self.fd, self.size)
+                if pool.has_room():
+                    self._memory = pool.adopt(self.fd, self.size)
         else:
             self._begin(reserve=reserve)
 

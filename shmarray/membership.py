@@ -63,7 +63,7 @@ class Membership:
         self.founder = founder
         self._hold(leases)
         self.pool: Any = None  # the memory that the owner keeps warm, see `warm`
-        self.keeper: Any = None  # the memory that another process keeps warm, see `recycling`
+        self.recycler: Any = None  # the memory that another process keeps warm, see `recycling`
         self.idle: Any = None  # what stays mapped here though nobody looks at it, see `idling`
         self.absence: Any = None  # by what it comes back when it has left, see `absences`
         self.seat: Any = None  # this process's place in the tables of slabs, see `seats`

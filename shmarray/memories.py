@@ -81,18 +81,18 @@ class Memory:
 
     __slots__ = (
         *("__weakref__", "_era", "_merged", "_mergeable", "_uses", "fd", "identity"),
-        *("keeper", "maker", "own_path", "path", "size", "state", "window"),
+        *("maker", "own_path", "path", "pool", "size", "state", "window"),
     )
 
     def __init__(
-        self, fd: segments.Descriptor, size: int, info: os.stat_result | None = None, keeper: Any = None
+        self, fd: segments.Descriptor, size: int, info: os.stat_result | None = None, pool: Any = None
     ) -> None:
-        """Begin with the file of a draft, the lease of which `fd` has; `keeper` is who keeps it afterwards."""
+        """Begin with the file of a draft, the lease of which `fd` has; `pool` is who keeps it afterwards."""
         info = info or segments.status(fd)
         self.fd = fd
         self.identity = info.st_dev, info.st_ino
         self.size = size
-        self.keeper = keeper
+        self.pool = pool
         self.path: str | None = None  # its name, while that is not the block's
         self.own_path: str | None = None  # the name of an anonymous block that is not mapped here any more
         self.window: segments.Segment | None = None

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _MOST_WAITING = warm.MOST // 2
 
 
-class Keeper:
+class Recycler:
     """What one process keeps: files `w.` of at most `limit` bytes, together with those of all other processes of the store."""
 
     def __init__(self, member: Membership, limit: int) -> None:
@@ -66,7 +66,7 @@ class Keeper:
     def adopt(self, fd: segments.Descriptor, size: int) -> Memory:
         """Begin with the file of a draft: the mark that it gets says that its memory is to be used again."""
         flocks.mark(fd, form.KEEPER_MARK)
-        return Memory(fd, size, keeper=self)
+        return Memory(fd, size, pool=self)
 
     def take(self, size: int) -> Memory | None:
         """Give the memory freed last that fits, exclusively locked: the proof that nobody sees it. None if there is none."""
@@ -186,9 +186,9 @@ class Keeper:
 class _End(weakref.ref["Membership"]):
     """The end of a part in a store, noted by a call into C and then seen to: nothing of it is kept any more."""
 
-    __slots__ = ("keeper", "then")
+    __slots__ = ("recycler", "then")
 
-    keeper: Keeper
+    recycler: Recycler
     then: weakref.ref[Membership]
 
 
@@ -204,30 +204,30 @@ def settle(_: object = None) -> None:
 def _close(end: weakref.ref[Membership]) -> None:
     _ends.pop(id(end), None)
     if isinstance(end, _End):
-        end.keeper.close()
+        end.recycler.close()
 
 
-def keeper_of(member: Membership, size: int) -> Pool | Keeper | None:
+def pool_of(member: Membership, size: int) -> Pool | Recycler | None:
     """Give what keeps the memory of a block of that size after this process has made it and let go of it; None if nothing does."""
     if size < warm.SMALLEST:
         return None
-    keeper: Pool | Keeper = member.pool if member.is_owner else _begun(member)
-    return keeper if keeper.takes(size) else None
+    pool: Pool | Recycler = member.pool if member.is_owner else _begun(member)
+    return pool if pool.takes(size) else None
 
 
-def _begun(member: Membership) -> Keeper:
-    keeper: Keeper | None = member.keeper
-    if keeper is None or not keeper.is_mine():
+def _begun(member: Membership) -> Recycler:
+    recycler: Recycler | None = member.recycler
+    if recycler is None or not recycler.is_mine():
         settle()
         try:
             limit = warm.share(member) if member.control.warm is None else member.control.warm
         except OSError:
             limit = 0  # there is no such directory any more
-        keeper = Keeper(member, limit)
+        recycler = Recycler(member, limit)
         # What is registered last is called first: a call into C, which no signal handler's exception can come before.
         then = weakref.ref(member, settle)
         end = _End(member, _ended.append)
-        end.then, end.keeper = then, keeper
+        end.then, end.recycler = then, recycler
         _ends[id(end)] = end
-        member.keeper = keeper
-    return keeper
+        member.recycler = recycler
+    return recycler

@@ -59,9 +59,7 @@ def begin(segment: segments.Segment, kind: object) -> Rest | None:
     """After an array was made: let its block rest when it ends; None if that is not one whose memory may be used again."""
     memory: Any = segment.tag.cache.get(attachments.WARM)
     tag = segment.tag
-    return (
-        None if memory is None or memory.keeper is not tag.member.pool or tag.key.name else Rest(segment, kind, memory)
-    )
+    return None if memory is None or memory.pool is not tag.member.pool or tag.key.name else Rest(segment, kind, memory)
 
 
 def take(member: Membership, kind: object) -> Rest | None:

@@ -108,7 +108,7 @@ class Pool:
 
     def adopt(self, fd: segments.Descriptor, size: int) -> Memory:
         """Begin with the file of a draft."""
-        return memories.Memory(fd, size, keeper=self)
+        return memories.Memory(fd, size, pool=self)
 
     def rest(self, block: Sized) -> None:
         """Keep a block as it is, within the bounds. At any moment; never raises."""
