@@ -48,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Thousands of processes are started: let them find what the first of them has compiled.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # For each further core NumPy's BLAS starts a thread when it is imported, which spins for as long as the whole import takes.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     hypothesis.settings.load_profile("deep" if config.getoption("--deep") else os.environ.get(_PROFILE, "ci"))
 
 
