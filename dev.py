@@ -17,17 +17,27 @@ import hashlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-ROOT = os.path.dirname(os.path.abspath(__file__))
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ITSELF = os.path.abspath(__file__)
+ROOT = os.path.dirname(ITSELF)
 OLDEST = (3, 11)
 STAMP = "made-by-dev.py"
+SHM = "/dev/shm"  # noqa: S108  all that the tests make is there
+UNSHARE = ["unshare", "--mount"]
+MOUNT = ["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", SHM]
+OUTSIDE = "SHMARRAY_DEV_OUTSIDE"
+DEADLINE = 15  # seconds that a guardian has to end after the last of its store
 PROBE = """
 import json, platform, sys, sysconfig
 free = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
@@ -45,22 +55,35 @@ def say(text: str) -> None:
     print(f"\033[1m[dev] {text}\033[0m" if sys.stdout.isatty() else f"[dev] {text}", flush=True)
 
 
-def run(command: list[str], cwd: str = ROOT, env: dict[str, str] | None = None) -> int:
-    """Run a program to its end and return its status, as a shell does; Ctrl-C reaches it too, and it is waited for."""
-    with subprocess.Popen(command, cwd=cwd, env=env) as process:
-        try:
-            status = process.wait()
-            return status if status >= 0 else 128 - status
-        except KeyboardInterrupt:
+@contextlib.contextmanager
+def attended(*processes: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Wait for processes in here: Ctrl-C reaches them too, and they are waited for; where this program is to end, so are they."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for process in processes:
             try:
                 process.wait(timeout=20)
             except (KeyboardInterrupt, subprocess.TimeoutExpired):
                 process.kill()
-            raise
-        except SystemExit:
+        raise
+    except SystemExit:
+        for process in processes:
             process.terminate()
+        for process in processes:
             process.wait()
-            raise
+        raise
+
+
+def run(command: list[str], cwd: str = ROOT, env: dict[str, str] | None = None) -> int:
+    """Run a program to its end and return its status, as a shell does."""
+    with subprocess.Popen(command, cwd=cwd, env=env) as process, attended(process):
+        return shell_status(process.wait())
+
+
+def shell_status(status: int) -> int:
+    """Say how a process ended as a shell does."""
+    return status if status >= 0 else 128 - status
 
 
 def must(command: list[str], cwd: str = ROOT, env: dict[str, str] | None = None) -> None:
@@ -243,27 +266,85 @@ def test(arguments: list[str]) -> int:
     inside = environment({"test"})
     if arguments:
         return run([inside, "-m", "pytest", *arguments])
-    results = [(here, "the whole suite", *timed([inside, "-m", "pytest"]))]
+    results = [(here, "the whole suite", *timed([[inside, "-m", "pytest"]])[0])]
+    skipped, cores = [], []
     for python in other_pythons(here.name):
-        say(f"the core of the suite on {python}")
         try:
             inside = environment({"test"}, python)
         except Stop as reason:
             say(f"skipped: {reason}")
-            results.append((python, "the core", "SKIPPED, no environment could be made", 0))
+            skipped.append(f"{python}: the core SKIPPED, no environment could be made")
             continue
-        results.append((python, "the core", *timed([inside, "-m", "pytest", "-m", "core"])))
+        cores.append((python, [inside, "-m", "pytest", "-p", "no:cacheprovider", "-m", "core"]))
+    most = at_once()
+    for some in (cores[first : first + most] for first in range(0, len(cores), most)):
+        say(f"the core of the suite on {' and on '.join(str(python) for python, _ in some)}")
+        ends = timed([command for _, command in some])
+        results += [(python, "the core", *end) for (python, _), end in zip(some, ends, strict=True)]
     say("results")
-    for python, what, result, _ in results:
-        say(f"  {python}: {what} {result}")
-    return max(status for _, _, _, status in results)
+    for line in [*(f"{python}: {what} {result}" for python, what, result, _ in results), *skipped]:
+        say(f"  {line}")
+    return max(status for *_, status in results)
 
 
-def timed(command: list[str]) -> tuple[str, int]:
-    """Run tests; returns what became of them in words, and the exit status."""
+def at_once() -> int:
+    """Say how many runs of the tests may go on at once: one for each core, where each can have shared memory of its own.
+
+    Stores are found by their names, and what the dead left is removed by whoever comes next.
+    """
+    try:
+        done = subprocess.run([*UNSHARE, *MOUNT], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError:  # there is no such program
+        return 1
+    return 1 if done.returncode else len(os.sched_getaffinity(0))
+
+
+def timed(commands: list[list[str]]) -> list[tuple[str, int]]:
+    """Run tests, several at once apart; returns what became of each in words, and the exit status.
+
+    What the first says is shown as it comes, what the others say at the end.
+    """
+    if len(commands) > 1:
+        commands = [[sys.executable, ITSELF, "apart", *command] for command in commands]
     start = time.monotonic()
-    status = run(command)
-    return f"{'FAILED' if status else 'passed'} in {time.monotonic() - start:.0f} s", status
+    results: dict[int, tuple[str, int]] = {}
+    with contextlib.ExitStack() as stack:
+        outputs = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in commands[1:])]
+        processes = [
+            stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output))
+            for command, output in zip(commands, outputs, strict=True)
+        ]
+        with attended(*processes):
+            watched = {os.pidfd_open(process.pid): place for place, process in enumerate(processes)}
+            while watched:
+                for watch in select.select(list(watched), [], [])[0]:
+                    place = watched.pop(watch)
+                    os.close(watch)
+                    status = shell_status(processes[place].wait())
+                    took = time.monotonic() - start
+                    results[place] = (f"{'FAILED' if status else 'passed'} in {took:.0f} s", status)
+        for output in filter(None, outputs):
+            output.seek(0)
+            sys.stdout.write(output.read().decode(errors="replace"))
+    return [results[place] for place in range(len(commands))]
+
+
+def apart(arguments: list[str]) -> int:
+    """Run a command with a /dev/shm of its own, which takes root; fails as well if a name stays there."""
+    outside, here = os.environ.pop(OUTSIDE, None), os.readlink("/proc/self/ns/mnt")
+    if outside is None:
+        return run([*UNSHARE, sys.executable, ITSELF, "apart", *arguments], env=os.environ | {OUTSIDE: here})
+    if outside == here:
+        message = "this is still the /dev/shm of all"
+        raise Stop(message)
+    must(MOUNT)
+    status = run(arguments)
+    until = time.monotonic() + DEADLINE
+    while (left := os.listdir(SHM)) and time.monotonic() < until:
+        time.sleep(0.2)
+    for name in left:
+        say(f"left behind: {SHM}/{name}")
+    return status or bool(left)
 
 
 def lint(arguments: list[str]) -> int:
@@ -335,7 +416,7 @@ print(sa.__file__)
 """
 
 
-COMMANDS = {"demo": demo, "test": test, "lint": lint, "types": types, "wheel": wheel, "bench": bench}
+COMMANDS = {"demo": demo, "test": test, "lint": lint, "types": types, "wheel": wheel, "bench": bench, "apart": apart}
 
 
 def terminated(number: int, _frame: object) -> None:
