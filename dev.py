@@ -266,7 +266,10 @@ def test(arguments: list[str]) -> int:
     inside = environment({"test"})
     if arguments:
         return run([inside, "-m", "pytest", *arguments])
-    results = [(here, "the whole suite", *timed([[inside, "-m", "pytest"]])[0])]
+    most = at_once()
+    with tempfile.TemporaryDirectory(prefix="shmarray-share-") as share:
+        whole = [inside, "-m", "pytest", *([f"--share={share}"] if most > 1 else [])]
+        results = [(here, "the whole suite", *end) for end in timed([whole] * min(most, 2))]
     skipped, cores = [], []
     for python in other_pythons(here.name):
         try:
@@ -276,7 +279,6 @@ def test(arguments: list[str]) -> int:
             skipped.append(f"{python}: the core SKIPPED, no environment could be made")
             continue
         cores.append((python, [inside, "-m", "pytest", "-p", "no:cacheprovider", "-m", "core"]))
-    most = at_once()
     for some in (cores[first : first + most] for first in range(0, len(cores), most)):
         say(f"the core of the suite on {' and on '.join(str(python) for python, _ in some)}")
         ends = timed([command for _, command in some])
