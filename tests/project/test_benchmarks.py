@@ -37,6 +37,8 @@ _COMMAND = [sys.executable, "-m", "benchmarks"]
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PAGE = os.path.join(_ROOT, "docs", "performance.md")
 _RESULTS = os.path.join(_ROOT, "benchmarks", "results")
+_FEW = "import sys; from benchmarks.__main__ import main; sys.exit(main(['--quick', '--only', 'get']))"
+"""A run with few contenders, of both kinds; each has a process beside it, and an array with a name."""
 _LONG = ("attach", "broadcast", "handoff", "import", "many", "memory", "put", "scale")
 _SUMMARY = {"count", "median", "p10", "p90", "p99", "least", "most", "rounds"}
 
@@ -107,8 +109,7 @@ def test_an_interrupted_run_ends_its_contenders_and_leaves_nothing(
 ) -> None:
     """Ctrl-C or SIGTERM in the middle of a round ends the run with 130: no name, no process, no file and no other word is left."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    source = "import sys; from benchmarks.__main__ import main; sys.exit(main(['--quick', '--only', 'handoff']))"
-    with Child(source) as child:
+    with Child(_FEW) as child:
         tag = f"shmarray-bench-{child.pid}"
         wait_until(lambda: leaks.shm_entries(tag), 60, "no contender has made its array")
         done = child.kill(number)
@@ -123,8 +124,7 @@ def test_contenders_end_by_themselves_when_the_conductor_is_killed(
 ) -> None:
     """SIGKILL of the benchmark alone: every contender cleans up, and then nothing is in shared memory, nor among temporary files."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    source = "import sys; from benchmarks.__main__ import main; sys.exit(main(['--quick', '--only', 'handoff']))"
-    with Child(source) as child:
+    with Child(_FEW) as child:
         tag = f"shmarray-bench-{child.pid}"
         wait_until(lambda: leaks.shm_entries(tag), 60, "no contender has made its array")
         assert child.kill(signal.SIGKILL).returncode == -signal.SIGKILL
