@@ -37,6 +37,28 @@ with sa.Store() as store, multiprocessing.get_context("fork").Pool(2) as pool:
     print(array.tolist())
 """
 
+BESIDE_THREADS = """
+import multiprocessing, os
+import numpy as np, shmarray as sa
+
+def product(array):
+    return float((array @ array).sum())
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+if __name__ == "__main__":
+    assert threads() > 1
+    with sa.Store() as store:
+        array = store.put(np.ones((200, 200)))
+        assert product(array) == 200.0**3  # they have worked, and wait for more
+        for method in ("fork", "spawn", "forkserver"):
+            with multiprocessing.get_context(method).Pool(2) as pool:
+                assert pool.map(product, [array, array.T, store.ones((200, 200))]) == [200.0**3] * 3
+        assert product(array) == 200.0**3
+    print("done")
+"""
+
 
 def run_stdin(source: str, *flags: str) -> Finished:
     """Feed a program to an interpreter through a pipe."""
@@ -110,6 +132,12 @@ def test_a_daemonic_worker_can_open_a_store_of_its_own() -> None:
         print("done")
     """
     assert run_script(textwrap.dedent(script), timeout=60).expect() == "done\n"
+
+
+@pytest.mark.core
+def test_numpys_own_threads_are_no_hindrance() -> None:
+    """They use arrays before and after a fork, and in workers that have such threads; what other tests start has none."""
+    assert run_script(BESIDE_THREADS, env={"OPENBLAS_NUM_THREADS": "2"}, timeout=60).expect() == "done\n"
 
 
 def test_eight_threads_create_attach_and_drop_at_once() -> None:
