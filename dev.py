@@ -11,6 +11,7 @@ Each command makes the virtual environment that it needs (`.venv`, and `.venv-X.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import fcntl
 import hashlib
@@ -263,17 +264,19 @@ def demo(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Run the suite here, then its core on every other Python found; with pytest's arguments, those here and no more."""
     here = this_python()
-    inside = environment({"test"})
     if arguments:
-        return run([inside, "-m", "pytest", *arguments])
-    most = at_once()
+        return run([environment({"test"}), "-m", "pytest", *arguments])
+    others = other_pythons(here.name)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = [pool.submit(environment, {"test"}, python) for python in (None, *others)]
+    most, inside = at_once(), made[0].result()
     with tempfile.TemporaryDirectory(prefix="shmarray-share-") as share:
         whole = [inside, "-m", "pytest", *([f"--share={share}"] if most > 1 else [])]
         results = [(here, "the whole suite", *end) for end in timed([whole] * min(most, 2))]
     skipped, cores = [], []
-    for python in other_pythons(here.name):
+    for python, its in zip(others, made[1:], strict=True):
         try:
-            inside = environment({"test"}, python)
+            inside = its.result()
         except Stop as reason:
             say(f"skipped: {reason}")
             skipped.append(f"{python}: the core SKIPPED, no environment could be made")
