@@ -47,7 +47,7 @@ class Absence:
         taken = leasing.take_kept(key, control)
         self.leases = tuple(lease for lease, _ in taken)
         self.memories = [memory for _, memory in taken]
-        _all.add(self)
+        _all[id(self)] = self
 
     def is_over(self) -> bool:
         """Whether the store has ended."""
@@ -96,7 +96,7 @@ class _Watch(weakref.ref[Any]):
     then: weakref.ref[Any]
 
 
-_all: weakref.WeakSet[Absence] = weakref.WeakSet()
+_all: weakref.WeakValueDictionary[int, Absence] = weakref.WeakValueDictionary()
 _pins: dict[int, _Watch] = {}
 _absent: dict[names.StoreKey, Absence] = {}
 _ended: deque[weakref.ref[Any]] = deque()
@@ -193,7 +193,7 @@ def _exit() -> None:
 def _forget() -> None:
     """In a forked child: what was absent, and what may be, is the parent's. It takes leases of its own (`membership`)."""
     _absent.clear()
-    for absence in list(_all):
+    for absence in endings.living(_all):
         absence.forget()  # also what another thread was about to leave or to come back by: it does not go on here
 
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from shmarray import memories, roots, warm
 from shmarray._format import control
 from shmarray._format import header as form
-from shmarray._os import flocks, processes, segments, words
+from shmarray._os import endings, flocks, processes, segments, words
 
 if TYPE_CHECKING:
     import os
@@ -125,7 +125,7 @@ class Idle:
         return sum(self.end(number) for number in list(self.kepts))
 
 
-_all: weakref.WeakSet[Idle] = weakref.WeakSet()
+_all: weakref.WeakValueDictionary[int, Idle] = weakref.WeakValueDictionary()
 
 
 class Kept:
@@ -205,7 +205,7 @@ class Kept:
 
 def _begun(member: Membership) -> Idle:
     idle = Idle(member)
-    _all.add(idle)
+    _all[id(idle)] = idle
     warm.register(idle)
     member.idle = member.idle or idle  # another thread may have been faster
     if member.absence is not None:
@@ -280,7 +280,7 @@ def again(segment: segments.Segment) -> roots.Root | None:
 
 def _let_go() -> bool:
     """Let all mappings end, where there is no descriptor or no room for another one; says whether there were any."""
-    idles = [idle for idle in list(_all) if idle.kepts]
+    idles = [idle for idle in endings.living(_all) if idle.kepts]
     for idle in idles:
         idle.trim()
     return bool(idles)
@@ -288,7 +288,7 @@ def _let_go() -> bool:
 
 def _forget() -> None:
     """In a forked child: what is idle is the parent's. It is unmapped, and the descriptors, which share the parent's leases, are closed."""
-    for idle in list(_all):
+    for idle in endings.living(_all):
         idle.kepts.clear()
 
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Protocol
 from shmarray import memories, reaper, reclaim
 from shmarray._format import header as form
 from shmarray._format import names
-from shmarray._os import flocks, limits, processes, segments
+from shmarray._os import endings, flocks, limits, processes, segments
 from shmarray.memories import Sized, Stack
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ MOST = 64
 """Files in use and free together, for each costs a descriptor."""
 _MOST_WAITING, _MOST_NAMED = MOST // 2, MOST // 4  # handles that nobody will load must not take all the places
 _MOST_RESTING = MOST // 4  # so that one look through them is short
-_pools: weakref.WeakSet[Trimmed] = weakref.WeakSet()
+_pools: weakref.WeakValueDictionary[int, Trimmed] = weakref.WeakValueDictionary()
 _SLACK = 4  # a file is used again for what leaves at most a fifth of it unused
 _SHARE_OF_MEMORY, _SHARE_OF_CAPACITY, _GREATEST = 8, 4, 2 << 30
 
@@ -74,7 +74,7 @@ class Pool:
         self._uid = member.key.uid
         self._open = True
         self.limit = share(member) if limit is None else limit
-        _pools.add(self)
+        register(self)
 
     def is_here(self) -> bool:
         """Whether anything can be kept: the store is open, this is its owner, and no fork is under way."""
@@ -308,12 +308,12 @@ def most() -> int:
 
 def register(pool: Trimmed) -> None:
     """Have something else that keeps memory give it back when there is no more."""
-    _pools.add(pool)
+    _pools[id(pool)] = pool
 
 
 def trim_all() -> int:
     """Give back what this process keeps for any of its stores; returns how many bytes."""
-    return sum(pool.trim() for pool in list(_pools))
+    return sum(pool.trim() for pool in endings.living(_pools))
 
 
 def fits(size: int, kept: int) -> bool:
@@ -334,7 +334,7 @@ def _wake_all() -> None:
 
     In the child: what rests nevertheless is the parent's.
     """
-    for pool in list(_pools):
+    for pool in endings.living(_pools):
         if isinstance(pool, Pool):
             pool.wake()
 

@@ -1,7 +1,8 @@
-"""What has ended and is still to be seen to.
+"""What has ended and is still to be seen to, and what has not.
 
 Owns: emptying a list to which the callbacks of weak references append, so that an exception of a signal handler, between any two
-lines, loses none of it. Must not know: what it is, or what is to be done.
+lines, loses none of it; listing what a table of weak references has, while other threads enter more. Must not know: what it is, or
+what is to be done.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from weakref import WeakValueDictionary
 
 T = TypeVar("T")
 _pop: Callable[[deque[Any]], Any] = deque.popleft
@@ -30,3 +32,8 @@ def drain(ended: deque[T], see_to: Callable[[T], None]) -> None:
         except BaseException:
             ended.extend(mine)
             raise
+
+
+def living(table: WeakValueDictionary[Any, T]) -> list[T]:
+    """Give what such a table has. Going through it, or a `WeakSet`, would raise where another thread enters something meanwhile."""
+    return [one for found in table.valuerefs() if (one := found()) is not None]

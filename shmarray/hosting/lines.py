@@ -21,7 +21,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 from shmarray import joining
-from shmarray._os import ties
+from shmarray._os import endings, ties
 from shmarray.errors import HostError
 from shmarray.hosting import reaching, standard
 
@@ -255,7 +255,7 @@ def _close_at_exit() -> None:
 
 
 def _close_lines() -> None:
-    for line in list(_lines.values()):
+    for line in endings.living(_lines):
         _close_all(line._wires)
 
 
@@ -263,7 +263,7 @@ _close_at_exit()
 
 
 def _before_fork() -> None:
-    _forking.lines = [(line, line.split()) for line in list(_lines.values())]
+    _forking.lines = [(line, line.split()) for line in endings.living(_lines)]
 
 
 def _after_in_parent() -> None:

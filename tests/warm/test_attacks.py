@@ -555,3 +555,32 @@ with sa.Store(warm=48 << 20) as store:
 def test_memory_that_is_full_at_the_last_page_takes_the_warm_memory_too() -> None:
     """The header stands behind the data, and is reserved after they were written."""
     assert run_in_small_memory(FULL_AT_THE_LAST).expect() == f"0 {2 << 20}\n"
+
+
+class Keeping:
+    """What keeps memory, in another store."""
+
+    def trim(self) -> int:
+        """It has none just now."""
+        return 0
+
+
+@pytest.mark.parametrize("look", [warm.trim_all, warm._wake_all], ids=["when memory is short", "before a fork"])
+def test_another_thread_may_begin_to_keep_memory_while_all_that_do_are_looked_through(
+    look: Callable[[], object],
+) -> None:
+    """Else a fork went on with what rests still mapped, and who was short of memory got an error that is none of ours."""
+    kept: list[Keeping] = []
+
+    def step(_frame: object, _event: str, _arg: object) -> None:
+        kept.append(Keeping())
+        warm.register(kept[-1])
+
+    warm.register(first := Keeping())
+    sys.setprofile(step)
+    try:
+        look()
+    finally:
+        sys.setprofile(None)
+    assert kept
+    assert first.trim() == 0
