@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import pickle
@@ -19,7 +18,7 @@ from shmarray import absences, inspection, warm
 from shmarray._os import flocks
 from tests.helpers import leaks
 from tests.helpers.processes import Child, reap, run_command, run_script, wait_until
-from tests.helpers.tracing import Interrupted, Interrupter, kill_at
+from tests.helpers.tracing import Interrupted, interrupters, kill_at
 from tests.warm.test_idling import BYTES, FORK, File, N, Reader
 from tests.warm.test_idling_anonymous import OWNER, sent
 
@@ -769,26 +768,17 @@ def test_an_interruption_at_any_step_of_leaving_and_coming_back_leaves_no_part(
         held.clear()
     warm.trim_all()
     before = os.listdir("/proc/self/fd")
-    n, reached = 0, True
-    gc.disable()
-    try:
-        while reached:
-            n += 1
-            handle = _ready(deed, handles, held)
-            interrupter = Interrupter(n, ours)
-            with interrupter, contextlib.suppress(Interrupted):
-                DEEDS[deed](held, handle)
-            reached = interrupter.count >= n
-            assert all((view == 1.0).all() for view in held), interrupter.where
-            held.clear()
-            absences.settle()
-            assert (pickle.loads(handles.one()) == 1.0).all(), interrupter.where
-            assert handles.parts() == 1, interrupter.where
-            warm.trim_all()
-            assert len(os.listdir("/proc/self/fd")) <= len(before), interrupter.where
-    finally:
-        gc.enable()
-    assert n > 10
+    for interrupter in interrupters(ours):
+        handle = _ready(deed, handles, held)
+        with interrupter, contextlib.suppress(Interrupted):
+            DEEDS[deed](held, handle)
+        assert all((view == 1.0).all() for view in held), interrupter.where
+        held.clear()
+        absences.settle()
+        assert (pickle.loads(handles.one()) == 1.0).all(), interrupter.where
+        assert handles.parts() == 1, interrupter.where
+        warm.trim_all()
+        assert len(os.listdir("/proc/self/fd")) <= len(before), interrupter.where
 
 
 @pytest.mark.parametrize("deed", DEEDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import pickle
 import signal
@@ -18,7 +17,7 @@ from shmarray._format import names
 from shmarray._os import flocks, segments
 from tests.helpers.leaks import SHM, shm_entries
 from tests.helpers.processes import Child, reap, wait_until
-from tests.helpers.tracing import Interrupted, Interrupter, kill_at
+from tests.helpers.tracing import Interrupted, Interrupter, interrupters, kill_at
 from tests.warm.test_idling import BYTES, FORK, File, N, Reader
 from tests.warm.test_idling_attacks import load_while, ours, tell
 
@@ -407,33 +406,24 @@ def test_an_interruption_at_any_step_leaves_neither_descriptor_nor_lease_nor_fil
     store.trim()
     before = set(os.listdir("/proc/self/fd"))
     held: list[Any] = []
-    n, reached = 0, True
-    gc.disable()
-    try:
-        while reached:
-            n += 1
-            held.extend(pickle.loads(_asked(owner)) for _ in range(2))
-            with File(held[0]) as file:
-                handle = b"" if deed == "let go" else _asked(owner)
-                if last:
-                    tell(owner, "array = store.ones({n})")
-                if handle:
-                    held.clear()
-                interrupter = Interrupter(n, ours)
-                with interrupter, contextlib.suppress(Interrupted):
-                    DEEDS[deed](held, handle)
-                reached = interrupter.count >= n
-                assert all((view == 1.0).all() for view in held), interrupter.where
+    for interrupter in interrupters(ours):
+        held.extend(pickle.loads(_asked(owner)) for _ in range(2))
+        with File(held[0]) as file:
+            handle = b"" if deed == "let go" else _asked(owner)
+            if last:
+                tell(owner, "array = store.ones({n})")
+            if handle:
                 held.clear()
-                store.release_unclaimed()
-                assert file.is_leased() is not last, interrupter.where
-                assert file.links() == (not last), interrupter.where
-                store.trim()
-            assert set(os.listdir("/proc/self/fd")) == before, interrupter.where
-            assert len(blocks(store)) == 1, interrupter.where
-    finally:
-        gc.enable()
-    assert n > 10
+            with interrupter, contextlib.suppress(Interrupted):
+                DEEDS[deed](held, handle)
+            assert all((view == 1.0).all() for view in held), interrupter.where
+            held.clear()
+            store.release_unclaimed()
+            assert file.is_leased() is not last, interrupter.where
+            assert file.links() == (not last), interrupter.where
+            store.trim()
+        assert set(os.listdir("/proc/self/fd")) == before, interrupter.where
+        assert len(blocks(store)) == 1, interrupter.where
     del store
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import pickle
 import signal
@@ -17,7 +16,7 @@ import pytest
 import shmarray as sa
 from shmarray import idling
 from tests.helpers.processes import Child, reap
-from tests.helpers.tracing import Interrupted, Interrupter, count_events, kill_at
+from tests.helpers.tracing import Interrupted, Interrupter, count_events, interrupters, kill_at
 from tests.warm.test_idling import BYTES, File, N, Reader
 
 if TYPE_CHECKING:
@@ -81,27 +80,18 @@ def test_an_interruption_at_any_step_leaves_neither_descriptor_nor_lease(
     with File(store["x"]) as file:
         store.trim()
         before = descriptors()
-        n, reached = 0, True
-        gc.disable()
-        try:
-            while reached:
-                n += 1
-                held.extend(pickle.loads(handle) for _ in range(3))
-                if deed != "let go":
-                    held.clear()
-                interrupter = Interrupter(n, ours)
-                with interrupter, contextlib.suppress(Interrupted):
-                    DEEDS[deed](held, store, handle)
-                reached = interrupter.count >= n
-                assert all((view == 1.0).all() and view.name == "x" for view in held), interrupter.where
+        for interrupter in interrupters(ours):
+            held.extend(pickle.loads(handle) for _ in range(3))
+            if deed != "let go":
                 held.clear()
-                store.release_unclaimed()
-                assert not file.is_leased(), interrupter.where
-                store.trim()
-                assert descriptors() == before, interrupter.where
-        finally:
-            gc.enable()
-    assert n > 10
+            with interrupter, contextlib.suppress(Interrupted):
+                DEEDS[deed](held, store, handle)
+            assert all((view == 1.0).all() and view.name == "x" for view in held), interrupter.where
+            held.clear()
+            store.release_unclaimed()
+            assert not file.is_leased(), interrupter.where
+            store.trim()
+            assert descriptors() == before, interrupter.where
 
 
 @pytest.mark.parametrize("deed", DEEDS)
