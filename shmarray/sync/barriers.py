@@ -6,6 +6,7 @@ Must not know: how a guard survives a death.
 
 from __future__ import annotations
 
+import functools
 from threading import BrokenBarrierError
 from typing import TYPE_CHECKING, Any, Self
 
@@ -86,8 +87,8 @@ class Barrier(rolls.Roll):
 
     @property
     def n_waiting(self) -> int:
-        """How many wait now."""
-        count: int = self._words[self._count]
+        """How many wait now; none at a broken barrier."""
+        count: int = 0 if self.broken else self._words[self._count]
         return count
 
     @property
@@ -98,20 +99,41 @@ class Barrier(rolls.Roll):
     def wait(self, timeout: float | None = None) -> int:
         """Wait until all have come; returns this one's number, from 0 to parties - 1.
 
-        After `timeout` seconds, or if a process that takes part is killed, the barrier breaks for all.
+        After `timeout` seconds, or if a process that takes part is killed, the barrier breaks for all. Who is interrupted has not come.
         """
         deadline = objects.deadline_of(self._timeout if timeout is None else timeout)
+        came: list[int] = []
         try:
-            index, generation = self._within(self._arrive, deadline, BrokenBarrierError)
+            index = self._come(came, deadline)
+            if came:
+                self._wait_for_others(came[0], deadline)
+        except BaseException:
+            if came:
+                self._go(came[0])
+            raise
+        return index
+
+    def _come(self, came: list[int], deadline: float | None) -> int:
+        try:
+            return self._within(functools.partial(self._arrive, came), deadline, BrokenBarrierError)
         except BrokenBarrierError:
             self._break()
             raise
-        if generation is not None:
-            self._wait_for_others(generation, deadline)
-        return index
 
-    def _arrive(self) -> tuple[int, int | None]:
-        """With the guard held: be counted; the last one runs the action and opens. None as generation: it is open."""
+    def _go(self, generation: int) -> None:
+        """After an exception: be counted no more, if that barrier has neither opened nor broken."""
+
+        def uncount() -> None:
+            if self._words[self._generation] == generation and not self._words[self._broken]:
+                self._words[self._count] -= 1
+
+        try:
+            self._within(uncount, objects.deadline_of(0), BrokenBarrierError)
+        except BrokenBarrierError:
+            self._break()  # as `abort`
+
+    def _arrive(self, came: list[int]) -> int:
+        """With the guard held: be counted; the last one runs the action and opens. Who has to wait finds in `came` for which opening."""
         words = self._words
         if words[self._broken]:
             raise BrokenBarrierError
@@ -120,18 +142,25 @@ class Barrier(rolls.Roll):
             self._break()
             raise BrokenBarrierError
         self._take_part()
-        index, generation = words[self._count], words[self._generation]
-        words[self._count] = index + 1
-        if index + 1 < words[self._parties]:
-            return index, generation
+        index: int = words[self._count]
+        generation = words[self._generation]
+        is_last = index + 1 >= words[self._parties]
         try:
+            words[self._count] = index + 1
+            if not is_last:
+                came.append(generation)
+                return index
             if self._action is not None:
                 self._action()
+            self._open()
         except BaseException:
-            self._break()
+            came.clear()
+            if words[self._generation] == generation:
+                words[self._count] = index
+                if is_last:
+                    self._break()
             raise
-        self._open()
-        return index, None
+        return index
 
     def _follows_a_dead_one(self) -> bool:
         """Whether this process's entry still is that of a process that was killed, and had the slot before."""

@@ -289,6 +289,35 @@ def _breaks(barrier: Any) -> bool:
     return False
 
 
+def test_whose_wait_at_a_barrier_was_interrupted_has_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the standard one: the barrier stays whole, and does not open for the one who was interrupted and comes twice."""
+    with sa.Store() as store:
+        barrier, entered = store.Barrier(3), []
+
+        def interrupt(*_: Any) -> bool:
+            entered.append(barrier.n_waiting)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(barrier), "_wait_change", interrupt)
+            for _ in range(4):
+                with pytest.raises(KeyboardInterrupt):
+                    barrier.wait()
+        assert (entered, barrier.n_waiting, barrier.broken) == ([1] * 4, 0, False)
+        numbers: list[int] = []
+        threads = [threading.Thread(target=lambda: numbers.append(barrier.wait(30))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: barrier.n_waiting == 2, timeout=30)
+        numbers.append(barrier.wait(30))
+        for thread in threads:
+            thread.join(30)
+        assert sorted(numbers) == [0, 1, 2]
+        with pytest.raises(sa.BrokenBarrierError):
+            barrier.wait(0.01)
+        assert (barrier.broken, barrier.n_waiting) == (True, 0)
+
+
 def test_a_barrier_breaks_when_a_process_that_waits_is_killed() -> None:
     """The others get BrokenBarrierError instead of waiting for ever."""
     with sa.Store() as store:

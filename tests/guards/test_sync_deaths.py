@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -194,5 +195,27 @@ def test_who_is_interrupted_at_any_point_keeps_neither_guard_nor_permit(what: st
 
         def deed() -> None:
             getattr(shared[0], what)()
+
+        assert sweeps.interrupt_everywhere(ready, deed, verify, tracing.in_package) > 5
+
+
+@pytest.mark.parametrize("parties", [1, 2])
+def test_who_is_interrupted_at_a_barrier_has_not_come(parties: int) -> None:
+    """A handler raises at each point of a wait: the barrier has opened, or is broken, or nobody is counted as waiting."""
+    with sa.Store() as store:
+        store.Semaphore(1).acquire()  # this process has its place
+        barriers: list[Any] = []
+
+        def ready() -> None:
+            barriers[:] = [store.Barrier(parties)]
+
+        def verify(where: str) -> None:
+            assert barriers[0].broken or barriers[0]._words[barriers[0]._count] == 0, where
+            assert barriers[0].n_waiting == 0
+            assert barriers[0].broken == (parties == 2) or where != "not interrupted"
+
+        def deed() -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barriers[0].wait(0)
 
         assert sweeps.interrupt_everywhere(ready, deed, verify, tracing.in_package) > 5
