@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 import weakref
 from collections import deque
@@ -34,7 +33,7 @@ from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._format.handle import BlockKey
-from shmarray._os import fences, processes, segments, words
+from shmarray._os import fences, segments, words
 from shmarray.blockfiles import GONE, corrupt, gone, not_found
 from shmarray.errors import ShmArrayError
 
@@ -71,13 +70,7 @@ class View(weakref.ref[Root]):
         return BlockKey(self.member.key.uid, self.member.key.store, self.number, None, None)
 
 
-class Here:
-    """What this process has: the lock under which everything about cells is changed."""
-
-    lock = threading.RLock()
-    settling = False
-
-
+Here = slabmaps.Here
 _views: dict[int, View] = {}
 ended: deque[weakref.ref[Root]] = deque()
 _append = ended.append
@@ -196,6 +189,8 @@ def settle(_: object = None) -> None:
             if True in got:
                 Here.settling = False
                 lock.release()
+    if slabmaps.ended:
+        slabmaps.settle()
 
 
 def _dropped(view: weakref.ref[Root]) -> None:
@@ -235,7 +230,7 @@ def attach(member: Membership, key: BlockKey) -> Root:
         known = slab.views.get(cell)
         root = look(member, slab, cell, key.block, seat, offered=True)
         is_new = slab.views.get(cell) is not known
-    if ended:
+    if ended or slabmaps.ended:
         settle()
     if is_there(slab, cell, key.block):
         # What the handle kept is kept by the byte now; looking for the link is the fence, if it is there.
@@ -339,11 +334,3 @@ def delete(view: View) -> bool:
 def count(store: int) -> int:
     """How many cells of that store this process looks at."""
     return sum(view.member.key.store == store for view in list(_views.values()))
-
-
-def _after_fork() -> None:
-    """In a forked child: the lock may be another thread's, who does not go on here."""
-    Here.lock, Here.settling = threading.RLock(), False
-
-
-processes.after_fork_in_child(_after_fork)

@@ -12,6 +12,7 @@ and then sees whether the file still has a name: what has none is no slab any mo
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,13 @@ class Slab:
         return segments.status_of(self.path).st_nlink
 
 
+class Here:
+    """What this process has: the lock under which everything about slabs and cells is changed."""
+
+    lock = threading.RLock()
+    settling = False
+
+
 class _Part(weakref.ref["Membership"]):
     """The part in one store of which this process maps slabs: its end is noted by a call into C, and then seen to."""
 
@@ -144,6 +152,12 @@ def find(store: int, number: int) -> Slab | None:
 
 def enter(member: Membership, slab: Slab) -> Slab:
     """Keep a slab mapped as long as this process takes part in its store; if it is known already, that one is the one to use."""
+    _take_part(member)
+    return _known.setdefault((member.key.store, slab.number >> 32), slab)
+
+
+def _take_part(member: Membership) -> None:
+    """Be told when that part in a store ends."""
     store = member.key.store
     part = _parts.get(store)
     if part is None or part() is not member:
@@ -152,12 +166,21 @@ def enter(member: Membership, slab: Slab) -> Slab:
         part = _Part(member, ended.append)
         part.then, part.store, part.absence = then, store, member.absence
         _parts[store] = part
-    return _known.setdefault((store, slab.number >> 32), slab)
 
 
 def settle(_: object = None) -> None:
-    """See to all that has ended. At any moment, in any thread: never raises, never waits."""
-    endings.drain(ended, _see_to)
+    """See to all that has ended, unless another thread is at work on slabs: then it does, afterwards. Never raises, never waits."""
+    lock = Here.lock
+    while ended:
+        got: list[bool] = []
+        try:
+            got.extend(map(lock.acquire, (False,)))  # one call into C: it says whether the lock is held at each moment
+            if True not in got:
+                return
+            endings.drain(ended, _see_to)
+        finally:
+            if True in got:
+                lock.release()
 
 
 def _see_to(one: weakref.ref[Any]) -> None:
@@ -172,11 +195,14 @@ def _left(part: _Part) -> None:
     if _parts.get(part.store) is not part:
         return  # it has come to take part anew
     store, absence = part.store, part.absence
+    member = membership.near(store)
+    if member is not None:
+        # So it has, and may have found one of them: that must not be mapped twice, for both would have the same bytes in the seat.
+        _take_part(member)
+        return
     for key in list(_known):
         slab = forget(store, key[1] << 32) if key[0] == store else None
-        # Nobody finds it any more: who found it before, in another thread, takes part in the store anew by now.
-        is_over = absence is None or membership.near(store) is not None
-        if slab is not None and (absence is None or is_over or not _left_to_others(slab, absence)):
+        if slab is not None and (absence is None or not _left_to_others(slab, absence)):
             _let_go(slab)
     _parts.pop(store, None)
 
@@ -301,7 +327,8 @@ def made_for(stock: Any) -> list[Slab]:
 
 
 def _after_fork() -> None:
-    """In a forked child: cells are given out by the parent."""
+    """In a forked child: cells are given out by the parent, and the lock may be another thread's, who does not go on here."""
+    Here.lock, Here.settling = threading.RLock(), False
     for slab in list(_known.values()):
         slab.stock = None
         slab.free.clear()

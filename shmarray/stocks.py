@@ -320,7 +320,7 @@ def allocate(member: Membership, array: Form) -> Fresh | None:
             finally:
                 del _busy[depth:]
     finally:
-        if cells.ended:
+        if cells.ended or slabmaps.ended:
             cells.settle()
 
 

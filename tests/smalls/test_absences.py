@@ -15,7 +15,7 @@ from shmarray._format import control
 from shmarray._os import flocks, segments
 from tests.helpers.leaks import SHM
 from tests.helpers.processes import wait_until
-from tests.smalls.things import Partner, files, loading, made, next_serial
+from tests.smalls.things import Partner, ask, files, loading, made, next_serial
 from tests.warm.test_absences import leases, parts
 from tests.warm.test_idling import File
 
@@ -233,22 +233,6 @@ def test_seats_of_who_is_absent_leave_enough_for_others(store: sa.Store, worker:
     assert len([seat for seat in free if seat is not None]) == control.SEATS - 2
 
 
-def test_who_joins_anew_while_the_part_before_ends_does_not_leave_its_slabs_to_others(
-    store: sa.Store, worker: Worker
-) -> None:
-    """Another thread may have found one just before it was forgotten: so that one ends with its mapping, lease and all."""
-    array = made(store, serial := next_serial())
-    worker.take(array, serial)
-    with File(array) as file:
-        worker.do(f"from shmarray import cells, slabmaps; a = {loading(pickle.dumps(array))}")
-        worker.do("view = cells.view_of(a); slab, member = view.slab, view.member; del view, a")
-        worker.do("slabmaps._left(slabmaps._parts[member.key.store])  # as at the end of the part before")
-        assert (leases(path_of(store)), worker.maps(file)) == (2, 1)
-        worker.do("del slab, member")
-        assert (leases(path_of(store)), worker.maps(file)) == (1, 0)
-    worker.take(array, serial)
-
-
 def test_a_slab_that_crossed_a_fork_goes_with_the_last_who_looks_into_it(
     store: sa.Store, maker: Worker, worker: Worker
 ) -> None:
@@ -391,3 +375,20 @@ cells.look = slow""")
     worker.tell("")
     assert worker.wait_for("error") == "StoreClosedError"
     assert worker.do(f"said = is_whole(a, {serial}); cells.look = look")
+
+
+def test_who_joins_anew_while_the_part_before_ends_has_each_slab_once(store: sa.Store, worker: Worker) -> None:
+    """Else the end of one view of an array would be taken for that of another one of it, and the cell be used again."""
+    array = made(store, serial := next_serial())
+    worker.take(array, serial)
+    one, two = (loading(pickle.dumps(array)) for _ in range(2))
+    worker.do(f"from shmarray import cells, slabmaps; a = {one}; store = cells.view_of(a).member.key.store")
+    worker.do("slabmaps._left(slabmaps._parts[store])  # as at the end of the part before, in another thread")
+    worker.do(f"b = {two}; del a")
+    del array
+    ask(store)
+    others = [made(store, next_serial()) for _ in range(40)]
+    assert worker.do(f"said = is_whole(b, {serial})")
+    worker.do("del b")
+    assert others
+    assert parts(store) == 1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
-from shmarray import cells, slabmaps
+from shmarray import cells, membership, slabmaps
 from tests.helpers.processes import reap, wait_until
 from tests.helpers.sweeps import in_child
 from tests.smalls import deaths
@@ -189,7 +189,9 @@ def leave(stand: Stand) -> None:
     with unseen():
         serial = next_serial()
         stand.tell(serial, made(stand.store, serial))
-    slabmaps._left(slabmaps._parts[stand.store._open().key.store])
+    number = stand.store._open().key.store
+    del membership._near[number]  # as when its object has ended
+    slabmaps._left(slabmaps._parts[number])
 
 
 DEEDS: tuple[Callable[[Stand], None], ...] = (
