@@ -392,3 +392,47 @@ def test_who_joins_anew_while_the_part_before_ends_has_each_slab_once(store: sa.
     worker.do("del b")
     assert others
     assert parts(store) == 1
+
+
+_INTERRUPTED = """
+import gc
+from tests.helpers import sweeps
+from tests.helpers.tracing import within_package
+from tests.smalls.deaths import of_smalls
+from tests.warm.test_absences import leases
+from shmarray import cells, slabmaps
+gc.disable()
+sys.unraisablehook = lambda _: None  # in a finalizer no exception can come out
+OTHERS = ("absences.py", "joining.py", "leasing.py", "membership.py", "memories.py")
+handles, seen = iter(handles), {}
+
+def take():
+    a = pickle.loads(bytes.fromhex(next(handles)))
+    assert is_whole(a, serial)
+    del a
+
+def look(where):
+    take()
+    take()
+    with open("/proc/self/maps") as maps:
+        mapped = sum(line.split()[4] == inode for line in maps)
+    left = len(cells.ended), len(slabmaps.ended), len(slabmaps._leaving)
+    seen.setdefault((mapped, leases(path), len(os.listdir("/proc/self/fd")), *left), where)
+
+take()
+look("")
+said = sweeps.interrupt_everywhere(lambda: None, take, look, lambda file: of_smalls(file) or within_package(file).startswith(OTHERS))
+said = said, list(seen.items())
+"""
+
+
+def test_a_worker_that_is_interrupted_at_any_point_comes_back_as_ever(store: sa.Store, worker: Worker) -> None:
+    """It maps the slab once, lets go of the lease, and has as many descriptors as before."""
+    array = made(store, serial := next_serial())
+    path = path_of(store)
+    worker.do(f"serial, path, inode, handles = {serial}, {path!r}, '{os.stat(path).st_ino}', []")
+    for _ in range(10):
+        worker.do(f"handles += {[pickle.dumps(array).hex() for _ in range(60)]}")
+    number, seen = worker.do(_INTERRUPTED)
+    assert number > 30
+    assert [said[:2] for said, _ in seen] == [[1, 1]], seen
