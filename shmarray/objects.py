@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -121,13 +122,19 @@ class SharedObject(Shareable):
         futexes.wake(self._address(index), count)
 
 
+ending: list[None] = []
+"""Not empty when a store of this process has been closed by the end of the program: who waits then in a thread is not to be told of it."""
+
+
 def wait_change(words: Any, index: int, seen: int, deadline: float | None, member: Membership) -> bool:
     """Sleep on word `index` of a ctypes array of words; see `SharedObject._wait_change`."""
     left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
     if left <= 0:
         return False
     futexes.wait(ctypes.addressof(words) + 8 * index, seen & 0xFFFF_FFFF, left)
-    if words[index] == seen:
+    if words[index] == seen and not member.is_open():
+        if ending and threading.current_thread() is not threading.main_thread():
+            threading.Event().wait()  # for ever: this is a daemon thread, which the interpreter's end does not wait for
         member.require_open()
     return True
 

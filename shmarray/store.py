@@ -114,7 +114,9 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         self._member.pool = Pool(self._member, kept)
         try:
             # After other exit work: worker processes have been joined then, and have dropped what they held.
-            self._at_exit = late.load("multiprocessing.util").Finalize(None, self._member.close, exitpriority=-100)
+            self._at_exit = late.load("multiprocessing.util").Finalize(
+                None, _close_at_exit, (self._member,), exitpriority=-100
+            )
             launch.launch(self._member)
             if address is not None:
                 self._serve_network(address, authkey)
@@ -311,6 +313,12 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
     ) -> None:
         """Close the store."""
         self.close()
+
+
+def _close_at_exit(member: Membership) -> None:
+    """Close a store at the end of the program that opened it."""
+    objects.ending.append(None)
+    member.close()
 
 
 def connect(name: str) -> Store:

@@ -411,3 +411,23 @@ asyncio.run(main())
 print("end")
 """
     assert run_script(script).expect() == "end\n"
+
+
+@pytest.mark.parametrize(
+    "waits", ["store.Queue().get", "store.channel(4).get", "store.Event().wait", "store.Semaphore(0).acquire"]
+)
+def test_who_waits_in_a_daemon_thread_is_silent_when_the_end_of_the_program_takes_long(waits: str) -> None:
+    """The store is closed by then, and the thread goes on until the interpreter has ended; so it waits."""
+    script = f"""
+import sys, threading, time, traceback
+from multiprocessing import util
+import shmarray as sa
+store = sa.Store()
+thread = threading.Thread(target={waits}, daemon=True)
+thread.start()
+while not {{"wait", "wait_change"}} & {{frame.name for frame in traceback.extract_stack(sys._current_frames()[thread.ident])}}:
+    time.sleep(0.001)
+util.Finalize(None, time.sleep, args=(0.2,), exitpriority=-200)
+print("end")
+"""
+    assert run_script(script).expect() == "end\n"
