@@ -1,6 +1,7 @@
 """The slabs that this process maps.
 
-Owns: what is known of a mapped slab, the table in which it is found again, the end of its mapping. A process keeps a few slabs mapped in
+Owns: what is known of a mapped slab, the table in which it is found again, the end of its mapping; the lock under which slabs and cells are
+changed. A slab is mapped once: each view of a cell would strike out the byte of the other one. A process keeps a few slabs mapped in
 which it looks at nothing just now, for the next handle that arrives; also while it is absent from the store (`absences`), and then without
 their leases. A mapping says nothing about who looks at what: that stands in the seats (`_format.slab`).
 Must not know: how a slab is made, found and checked (`slabs`), who looks at which cell (`cells`).
