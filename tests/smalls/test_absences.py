@@ -327,16 +327,16 @@ def test_a_lease_that_a_handler_forked_in_the_midst_of_letting_go_of_is_not_take
     fd = segments.open_existing(path_of(store))
     flocks.share(fd)
     memory = memories.keep_lease(fd, segments.status(fd))
-    unlock = flocks.unlock
+    let_go = flocks.let_go
 
-    def forking(fd: flocks.HasFileno) -> None:
+    def forking(fd: flocks.HasFileno) -> bool:
         pid = os.fork()
         if not pid:
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
-        unlock(fd)
+        return let_go(fd)
 
-    monkeypatch.setattr(flocks, "unlock", forking)
+    monkeypatch.setattr(flocks, "let_go", forking)
     assert memory is not None
     assert not memory.leave_to_others()
     memory.close()
