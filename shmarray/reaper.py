@@ -76,7 +76,11 @@ def remove_if_unheld(path: str, uid: int, *, draft: bool = False, kept: bool = F
         if info is None or (info.st_nlink != 1 and not draft):
             return False
         if not kept and flocks.is_marked(fd, KEEPER_MARK):
-            return reclaim.put_aside(path, fd)
+            ended = reclaim.put_aside(path, fd)
+            # Who has the mark may let go of it meanwhile, and looks for the file then: one of the two sees the other.
+            if not ended or flocks.is_marked(fd, KEEPER_MARK):
+                return ended
+            path = names.aside_of(path) or path
         removed = segments.unlink(path)
         reclaim.give_back(fd)
         return removed

@@ -145,8 +145,9 @@ class Recycler:
     def _drop(self, memory: Memory) -> None:
         """Let go of what others may still have: if they have not, this process was the last."""
         memory.drop()
-        if memory.own_path is not None:
-            reaper.last_one_out(memory.own_path, self._uid)
+        for path in (memory.own_path, memory.own_path and names.aside_of(memory.own_path)):
+            if path is not None:  # whoever was the last may have moved it aside, or be about to
+                reaper.last_one_out(path, self._uid)
 
     def settle(self) -> None:
         """Ask again about what others had when this process let go of it. Raises nothing."""

@@ -32,6 +32,7 @@ _MENDABLE = (
     "a block that was never finished; its maker is gone",
     "nobody holds it, and no handle to it is in flight",
     "a handle in flight to a block that was deleted, or that lay in one",
+    "memory kept for the next array; who kept it is gone",
 )
 
 

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 import shmarray as sa
-from shmarray import inspection
+from shmarray import inspection, reaper, reclaim
+from shmarray._format import header
+from shmarray._os import flocks, segments
 from tests.helpers.leaks import SHM, shm_entries
 from tests.helpers.processes import Child, reap, run_command, wait_until
 from tests.helpers.tracing import Interrupted, Interrupter, kill_at
@@ -232,6 +234,45 @@ def test_what_was_given_out_by_name_or_has_crossed_a_fork_is_not_used_again(stor
         del array
     assert maker.do("os.write(there[1], b'1'); answer = os.waitpid(pid, 0)[1]") == 0
     wait_until(lambda: names(store) == ["w"], 10, "what the child had stays")
+
+
+def test_what_is_too_much_goes_though_its_name_was_moved_aside(store: sa.Store, maker: Maker) -> None:
+    """The worker had not looked since others dropped it."""
+    many = 33  # one more than are waited for
+    made = f"arrays = [store.full({N}, 1.0) for _ in range({many})]; answer = [pickle.dumps(a).hex() for a in arrays]"
+    arrays = [pickle.loads(bytes.fromhex(handle)) for handle in maker.do(made)]
+    maker.do("arrays[0] = None")
+    arrays[0] = None
+    assert names(store) == ["a"] * (many - 1) + ["w"]
+    maker.do("del arrays")
+    assert names(store) == ["a"] * (many - 1)
+    arrays.clear()
+    assert names(store) == ["w"] * (many - 1)
+
+
+def test_who_moves_a_name_aside_for_one_that_lets_go_of_the_mark_just_then_removes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of the two sees the other; else the file would be there until a sweep."""
+    path = os.path.join(SHM, f"shmarray.{os.geteuid()}.{0:016x}.a.{1:016x}")
+    with open(path, "wb") as file:
+        file.write(bytes(BYTES))
+    marked = segments.open_existing(path)
+    assert flocks.mark(marked, header.KEEPER_MARK)
+    put_aside = reclaim.put_aside
+
+    def and_let_go(path: str, fd: segments.Descriptor) -> bool:
+        ended = put_aside(path, fd)
+        marked.close()
+        return ended
+
+    monkeypatch.setattr(reclaim, "put_aside", and_let_go)
+    try:
+        assert reaper.remove_if_unheld(path, os.geteuid())
+        assert not shm_entries(f"shmarray.{os.geteuid()}.{0:016x}.")
+    finally:
+        for left in shm_entries(f"shmarray.{os.geteuid()}.{0:016x}."):
+            os.unlink(os.path.join(SHM, left))
 
 
 def test_named_arrays_of_a_worker_are_not_kept(store: sa.Store, maker: Maker) -> None:
