@@ -29,6 +29,7 @@ from shmarray._os import endings, flocks, processes, segments, words
 if TYPE_CHECKING:
     from shmarray._format import names
 
+_IS_UP = True  # first of the names that the interpreter's end takes away: from then on the kernel sees to what ends
 MOST = 4
 """Stores from which a process is absent: each costs a descriptor."""
 
@@ -129,7 +130,8 @@ def watch(member: Any, absence: Absence) -> None:
 
 def settle(_: object = None) -> None:
     """See to all memberships that have ended. At any moment, in any thread: never raises, never waits."""
-    endings.drain(_ended, _left)
+    if _IS_UP:
+        endings.drain(_ended, _left)
 
 
 def _left(watch: weakref.ref[Any]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shmarray._format.handle import BlockKey
     from shmarray.membership import Membership
 
+_IS_UP = True  # first of the names that the interpreter's end takes away: from then on the kernel sees to what ends
 K = TypeVar("K")
 KEEPS, WARM, OFFERED, GUARD, _LAST = "keeps", "warm", "offered", idling.GUARD, "last"
 """In the cache of a block: that other blocks' handles lie in it; its memory, which may be used again after it; that a handle to it was
@@ -79,7 +80,8 @@ _tidy_at = [256]
 
 def settle(_: object = None) -> None:
     """See to all blocks that were unmapped: that which has just been, and those where an exception of a signal handler came between."""
-    endings.drain(_ended, _unmapped)
+    if _IS_UP:
+        endings.drain(_ended, _unmapped)
 
 
 def _unmapped(watch: weakref.ref[segments.Segment]) -> None:

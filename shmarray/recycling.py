@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from shmarray.membership import Membership
     from shmarray.warm import Pool
 
+_IS_UP = True  # first of the names that the interpreter's end takes away: from then on the kernel sees to what ends
 _MOST_WAITING = warm.MOST // 2
 
 
@@ -199,7 +200,8 @@ _ended: deque[weakref.ref[Membership]] = deque()
 
 def settle(_: object = None) -> None:
     """See to all parts that have ended. At any moment, in any thread: never raises, never waits."""
-    endings.drain(_ended, _close)
+    if _IS_UP:
+        endings.drain(_ended, _close)
 
 
 def _close(end: weakref.ref[Membership]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shmarray._os import segments
 
 Root = np.ndarray[Any, np.dtype[Any]]
+_IS_UP = True  # first of the names that the interpreter's end takes away: from then on the kernel sees to what ends
 _BYTE = np.dtype(np.uint8)
 _frombuffer = np.frombuffer
 
@@ -68,7 +69,7 @@ def over(segment: segments.Segment, nbytes: int, subject: Subject) -> Root:
 
 def settle(_: object = None) -> None:
     """See to all roots that have ended. At any moment, in any thread: never raises, never waits."""
-    if ended:
+    if _IS_UP and ended:
         endings.drain(ended, _see_to)
 
 

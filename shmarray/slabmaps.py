@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shmarray.absences import Absence
     from shmarray.membership import Membership
 
+_IS_UP = True  # first of the names that the interpreter's end takes away: from then on the kernel sees to what ends
 MAKER_MARK = 0
 _MOST_IDLE = 8
 
@@ -171,8 +172,8 @@ def _take_part(member: Membership) -> None:
 
 def settle(_: object = None) -> None:
     """See to all that has ended, unless another thread is at work on slabs: then it does, afterwards. Never raises, never waits."""
-    lock = Here.lock
-    while ended:
+    lock = Here.lock if _IS_UP else None
+    while lock is not None and ended:
         got: list[bool] = []
         try:
             got.extend(map(lock.acquire, (False,)))  # one call into C: it says whether the lock is held at each moment

@@ -317,6 +317,31 @@ def test_a_process_ends_silently_whatever_it_has(store: sa.Store, how: str) -> N
     assert parts(store) == 1
 
 
+TEARDOWN = """
+import pickle, sys
+import shmarray as sa
+from shmarray import attachments, membership
+handles = pickle.loads(bytes.fromhex(sys.argv[1]))
+arrays = [pickle.loads(handle) for handle in handles]
+member = attachments._attached[next(iter(attachments._attached))]().tag.member
+arrays.clear()
+kepts = list(member.idle.kepts)
+assert len(kepts) == len(handles)
+for name in [name for name in vars(attachments) if name[0] == "_" and name[1] != "_"]:
+    vars(attachments)[name] = None  # in the order in which the interpreter does
+    if kepts:
+        member.idle.end(kepts.pop())
+assert not kepts
+"""
+
+
+def test_a_mapping_that_ends_while_the_interpreter_takes_our_modules_away_ends_silently(store: sa.Store) -> None:
+    """There is nothing left by which it could be seen to, and nothing to do."""
+    arrays = [store.ones(N) for _ in range(8)]
+    handles = pickle.dumps([pickle.dumps(array) for array in arrays]).hex()
+    assert run_script(TEARDOWN, handles, env={"SHMARRAY_SMALLEST_WARM": "4096"}).expect() == ""
+
+
 CLOSER = """
 import fcntl, os, pickle, sys
 import shmarray as sa
