@@ -208,7 +208,7 @@ def test_a_mapping_ends_with_its_last_view_and_not_before(place: str, path: str)
     fd.close()
 
     def mapped() -> int:
-        return sum(mapping.inode == inode for mapping in leaks.mappings(prefix=""))
+        return sum(mapping.inode == inode for mapping in leaks.mappings(prefix="test-segments"))
 
     view = memoryview(memory)
     del memory
@@ -255,11 +255,11 @@ def test_a_mapping_that_the_kernel_refuses_is_an_error_and_leaves_nothing(place:
         memory = segments.map_shared(fd, PAGE)
         del memory
     assert calls
-    before = leaks.mappings(prefix="")
+    before = leaks.mappings(prefix="test-segments")
     for n in range(1, len(calls) + 1):
         with fail_at(n, number), pytest.raises(OSError, match=os.strerror(number)):
             segments.map_shared(fd, PAGE)
-    assert leaks.mappings(prefix="") == before
+    assert leaks.mappings(prefix="test-segments") == before
     fd.close()
 
 
