@@ -272,8 +272,7 @@ def test(arguments: list[str]) -> int:
     most, inside = at_once(), made[0].result()
     with tempfile.TemporaryDirectory(prefix="shmarray-share-") as share:
         whole = [inside, "-m", "pytest", *([f"--share={share}"] if most > 1 else [])]
-        what = "its share of the whole suite" if most > 1 else "the whole suite"
-        results = [(here, what, *end) for end in timed([whole] * min(most, 2))]
+        results = [(here, "the whole suite", *end) for end in timed([whole] * min(most, 2))]
     skipped, cores = [], []
     for python, its in zip(others, made[1:], strict=True):
         try:
