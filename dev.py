@@ -270,9 +270,7 @@ def test(arguments: list[str]) -> int:
     with concurrent.futures.ThreadPoolExecutor() as pool:
         made = [pool.submit(environment, {"test"}, python) for python in (None, *others)]
     most, inside = at_once(), made[0].result()
-    with tempfile.TemporaryDirectory(prefix="shmarray-share-") as share:
-        whole = [inside, "-m", "pytest", *([f"--share={share}"] if most > 1 else [])]
-        results = [(here, "the whole suite", *end) for end in timed([whole] * min(most, 2))]
+    results = [(here, "the whole suite", *timed([[inside, "-m", "pytest"]])[0])]
     skipped, cores = [], []
     for python, its in zip(others, made[1:], strict=True):
         try:
@@ -282,6 +280,7 @@ def test(arguments: list[str]) -> int:
             skipped.append(f"{python}: the core SKIPPED, no environment could be made")
             continue
         cores.append((python, [inside, "-m", "pytest", "-p", "no:cacheprovider", "-m", "core"]))
+    most = at_once()
     for some in (cores[first : first + most] for first in range(0, len(cores), most)):
         say(f"the core of the suite on {' and on '.join(str(python) for python, _ in some)}")
         ends = timed([command for _, command in some])

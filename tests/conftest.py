@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 
 from shmarray import absences
-from tests.helpers import forks, leaks, shares, tracing
+from tests.helpers import forks, leaks, tracing
 from tests.helpers.processes import Child, wait_until
 
 if TYPE_CHECKING:
@@ -36,10 +36,9 @@ hypothesis.settings.register_profile("deep", max_examples=1000, stateful_step_co
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the two options that make the suite longer, and the one that makes it shorter."""
+    """Add the two options that make the suite longer."""
     parser.addoption("--deep", action="store_true", help="random examples, many of them (hypothesis profile `deep`)")
     parser.addoption("--soak", action="store_true", help="also run the tests marked `soak`, which take minutes")
-    parser.addoption("--share", metavar="DIR", help="run what no other run with the same empty directory has begun")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,15 +79,6 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     forks.make_cheap()
-
-
-def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    """Share the work with other runs if that was asked for; None leaves all of it to pytest's own loop."""
-    directory = session.config.getoption("--share")
-    if directory is None or session.testsfailed or session.config.option.collectonly:
-        return None
-    shares.run(session, directory)
-    return True
 
 
 @pytest.hookimpl(wrapper=True)
