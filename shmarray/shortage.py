@@ -25,31 +25,35 @@ def relieve(member: Membership) -> None:
     the last, and that one removes it: so what a program has dropped may be there a moment longer.
     """
     warm.trim_all()
+    _remove_unheld(member, names.WARM, names.ANONYMOUS)
+
+
+def relieve_of_kept(member: Membership) -> int:
+    """Give back what other processes of a store keep, and nobody sees; returns how many bytes."""
+    directory, kept = member.control.directory, member.key.prefix + names.WARM
+    before = exhaustion.used(directory, kept)
+    _remove_unheld(member, names.WARM)
+    return max(0, before - exhaustion.used(directory, kept))
+
+
+def _remove_unheld(member: Membership, *kinds: str) -> None:
+    """Remove what nobody holds; of these kinds also what somebody has exclusively locked for a moment."""
     try:
-        relieve_of_kept(member)
-        _see_off(member, names.ANONYMOUS)
+        reaper.remove_unheld(member.control.directory, member.key, kept=True)
+        for kind in kinds:
+            _see_off(member, kind)
     except OSError:
         return  # no descriptor for a look, or a stopped process is at it: what is there counts
 
 
-def relieve_of_kept(member: Membership) -> int:
-    """Give back what other processes of a store keep, and nobody sees; returns how many bytes. Raises `OSError`."""
-    directory, kept = member.control.directory, member.key.prefix + names.WARM
-    before = exhaustion.used(directory, kept)
-    reaper.remove_unheld(directory, member.key, kept=True)
-    _see_off(member, names.WARM)
-    return max(0, before - exhaustion.used(directory, kept))
-
-
 def _see_off(member: Membership, kind: str) -> None:
-    """Remove the blocks of a kind that nobody holds, also those that somebody has exclusively locked for a moment."""
+    """Remove the blocks of a kind that nobody holds, after whoever has one exclusively locked."""
     for entry in segments.entries(member.control.directory, member.key.prefix + kind):
         path = os.path.join(member.control.directory, entry)
         fd = reclaim.open_own(path, member.key.uid)
         if fd is not None:
             try:
-                if not flocks.try_share(fd):
-                    flocks.share(fd)
+                flocks.share(fd)
             finally:
                 fd.close()
             reaper.remove_if_unheld(path, member.key.uid, kept=True)

@@ -191,6 +191,22 @@ def test_trim_gives_back_what_others_keep(store: sa.Store, maker: Maker) -> None
     assert names(store) == []
 
 
+def test_trim_leaves_what_a_stopped_process_has_exclusively_locked(
+    store: sa.Store, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises nothing, and gives that back the next time."""
+    array = maker.result(1)
+    del array
+    monkeypatch.setattr(flocks, "PATIENCE", 0.0)
+    (name,) = shm_entries(f"shmarray.{os.geteuid()}.{store.id}.w.")
+    with open(os.path.join(SHM, name), "rb") as file:
+        assert flocks.try_exclusive(file)
+        assert store.trim() == 0
+        assert names(store) == ["w"]
+    assert store.trim() >= BYTES
+    assert names(store) == []
+
+
 def test_all_together_keep_no_more_than_the_owner_may() -> None:
     """And none at all in a store that keeps none."""
     with sa.Store(warm=5 * BYTES // 2) as store, Maker(store) as one, Maker(store) as two:
@@ -303,7 +319,16 @@ def test_a_worker_is_killed_while_others_read_its_results(store: sa.Store) -> No
     assert store.check() == []
 
 
-FILES = ("recycling.py", "memories.py", "drafts.py", "reaper.py", "reclaim.py", "warm.py", "attachments.py")
+FILES = (
+    "recycling.py",
+    "memories.py",
+    "drafts.py",
+    "reaper.py",
+    "reclaim.py",
+    "reserves.py",
+    "warm.py",
+    "attachments.py",
+)
 
 
 def ours(filename: str) -> bool:
