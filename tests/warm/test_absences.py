@@ -24,6 +24,7 @@ from tests.warm.test_idling_anonymous import OWNER, sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
 pytestmark = pytest.mark.usefixtures("small_is_kept")
 
@@ -486,11 +487,29 @@ def test_who_comes_back_while_the_store_ends_is_not_in_its_way(monkeypatch: pyte
         owner.finish().expect()
 
 
+class Forker:
+    """Counts calls within `FILES`, and returns from C; forks at the n-th, as a signal handler may."""
+
+    def __init__(self, n: int) -> None:
+        """Nothing is counted until `step` is set as the profile function."""
+        self.n, self.count, self.where = n, 0, ""
+        self.pid: int | None = None
+
+    def step(self, frame: FrameType, event: str, _: object) -> None:
+        """A function for `sys.setprofile`."""
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(FILES):
+            self.count += 1
+            if self.count == self.n:
+                sys.setprofile(None)
+                self.where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
+                self.pid = os.fork()
+
+
 FORKING = """
 import os, pickle, sys
 import shmarray as sa
 from shmarray import absences, cells
-from tests.warm.test_absences import FILES, leases
+from tests.warm.test_absences import Forker, leases
 path, store, again = sys.argv[1], bytes.fromhex(sys.argv[2]), sys.argv[3] == "True"
 def get():
     print("handle", flush=True)
@@ -498,16 +517,6 @@ def get():
 def handle():
     print("handle", flush=True)
     return bytes.fromhex(sys.stdin.readline())
-class Forker:
-    def __init__(self, n):
-        self.n, self.count, self.pid, self.where = n, 0, None, ""
-    def step(self, frame, event, arg):
-        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(FILES):
-            self.count += 1
-            if self.count == self.n:
-                sys.setprofile(None)
-                self.where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
-                self.pid = os.fork()
 n = 0
 while True:
     n += 1
@@ -588,23 +597,13 @@ def run_with_handles(array: Any, script: str, *args: str) -> tuple[int, str]:
 FORKING_BACK = """
 import os, pickle, sys
 import shmarray as sa
-from tests.warm.test_absences import FILES, leases
+from tests.warm.test_absences import Forker, leases
 path = sys.argv[1]
 def handle():
     print("handle", flush=True)
     return bytes.fromhex(sys.stdin.readline())
 def stays(block):
     return leases(path) >= 2 and leases(block) >= 2
-class Forker:
-    def __init__(self, n):
-        self.n, self.count, self.pid, self.where = n, 0, None, ""
-    def step(self, frame, event, arg):
-        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(FILES):
-            self.count += 1
-            if self.count == self.n:
-                sys.setprofile(None)
-                self.where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
-                self.pid = os.fork()
 n = 0
 while True:
     n += 1
