@@ -1,7 +1,6 @@
 """One file whose memory may be used again, and what a fork does to it.
 
-Owns: the descriptor that keeps the file of such a block open, which lock it has, and this process's own mapping of it; what several
-are kept in.
+Owns: the descriptor that keeps the file of such a block open, which lock it has, and this process's own mapping of it.
 Must not know: which blocks there are, how much is kept (`warm`).
 
 A mapping that crosses a fork is on one lock with the child: the kernel could not tell whether the child still has it. So what is in use
@@ -19,13 +18,11 @@ import os
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any
 
 from shmarray import reclaim
+from shmarray._format import header as form
 from shmarray._os import flocks, processes, segments
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _all: dict[int, weakref.ref[Memory]] = {}
 # Forks change these lists by calls into C alone, which no exception of a signal handler can come before.
@@ -38,42 +35,6 @@ _MERGED_IN = 32  # uses in which that is done
 LARGE_PAGES = os.environ.get("SHMARRAY_LARGE_PAGES", "") != "0"
 """Whether memory that is used again is put into large pages, where the kernel does so. The environment may say otherwise."""
 _UNSEEN = 3  # references to a window: its memory's, a local one, an argument
-
-
-class Sized(Protocol):
-    """Something that takes so many bytes."""
-
-    size: int
-
-
-S = TypeVar("S", bound=Sized)
-
-
-class Stack(list[S]):
-    """What is kept, in the order in which it came. Threads, and finalizers in the midst of them, take from it: each one goes to one."""
-
-    __slots__ = ()
-
-    def took(self, one: S) -> bool:
-        """Take it out; false if somebody else was faster."""
-        try:
-            self.remove(one)
-        except ValueError:
-            return False
-        return True
-
-    def take_first(self) -> S | None:
-        """Take out what came first; None if there is nothing."""
-        first = next(iter(list(self)), None)
-        return first if first is not None and self.took(first) else None
-
-    def last_first(self) -> Iterator[S]:
-        """Go through what is there now, beginning with what came last."""
-        return reversed(list(self))
-
-    def nbytes(self) -> int:
-        """How many bytes all of it takes."""
-        return sum(one.size for one in list(self))
 
 
 class Memory:
@@ -164,6 +125,10 @@ class Memory:
             part = min(-(-pages // _MERGED_IN) * segments.LARGE_PAGE, self._mergeable - self._merged)
             refused = segments.merge(window, self._merged, part)
             self._merged = self._mergeable if refused == errno.EINVAL else self._merged + part
+
+    def is_unseen(self) -> bool:
+        """Whether nobody was told the name of the file, which leads to a mapping without a lease, and there is no view of the window."""
+        return not self.is_viewed() and segments.read(self.fd, 8, form.exposed_offset(self.size)) == bytes(8)
 
     def is_viewed(self) -> bool:
         """Whether there is still a view of the window: who was given one to fill the block may have kept it."""

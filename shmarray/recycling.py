@@ -18,41 +18,33 @@ Free it becomes on the proof that `warm` asks for. A SIGKILL anywhere: the mark 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
-from shmarray import exhaustion, memories, reaper, reclaim, warm
+from shmarray import exhaustion, memories, reaper, reclaim, reserves, warm
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import endings, flocks, segments
-from shmarray.memories import Memory, Stack
 
 if TYPE_CHECKING:
     from shmarray.membership import Membership
+    from shmarray.memories import Memory
+    from shmarray.reserves import Stack
     from shmarray.warm import Pool
 
 _IS_UP = True  # first of the names that the interpreter's end takes away: from then on the kernel sees to what ends
 _MOST_WAITING = warm.MOST // 2
 
 
-class Recycler:
+class Recycler(reserves.Reserve):
     """What one process keeps: files `w.` of at most `limit` bytes, together with those of all other processes of the store."""
 
     def __init__(self, member: Membership, limit: int) -> None:
         """Keep nothing yet."""
-        self._directory, self._prefix, self._uid = member.control.directory, member.key.prefix, member.key.uid
-        self._process = os.getpid()
-        self._free, self._waiting = Stack[Memory](), Stack[Memory]()
-        self._open = True
-        self.limit = limit
+        super().__init__(member.key.uid, limit)
+        self._directory, self._prefix = member.control.directory, member.key.prefix
         warm.register(self)
-
-    def is_here(self) -> bool:
-        """Whether anything can be kept: this process takes part in the store, and no fork is under way."""
-        return self._open and self._process == os.getpid() and not memories.forking
 
     def takes(self, size: int) -> bool:
         """Say whether a block of that size is to be one whose memory can be used again."""
@@ -67,7 +59,7 @@ class Recycler:
     def adopt(self, fd: segments.Descriptor, size: int) -> Memory:
         """Begin with the file of a draft: the mark that it gets says that its memory is to be used again."""
         flocks.mark(fd, form.KEEPER_MARK)
-        return Memory(fd, size, pool=self)
+        return memories.Memory(fd, size, pool=self)
 
     def take(self, size: int) -> Memory | None:
         """Give the memory freed last that fits, exclusively locked: the proof that nobody sees it. None if there is none."""
@@ -84,20 +76,12 @@ class Recycler:
                     memory.drop()
         return None
 
-    def give_back(self, memory: Memory, path: str, *, anonymous: bool) -> bool:
-        """After this process unmapped a live block of that name: keep its memory; false if not. Of named ones it keeps none."""
-        memory.hold()
-        try:
-            if anonymous and self.is_here() and not memory.has_crossed() and not memory.is_viewed():
-                memory.own_path = path
-                if self._keep_or_wait(memory):
-                    return True
-        except (OSError, ValueError):
-            pass  # the store was swept, or a fork in another thread closed it
-        if self._process == os.getpid():
-            with contextlib.suppress(OSError):
-                memory.drop()
-        return False
+    def _takes_back(self, memory: Memory, path: str, *, anonymous: bool) -> bool:
+        """Keep it without a lease; nothing of named blocks."""
+        if not anonymous or memory.is_viewed():
+            return False
+        memory.own_path = path
+        return self._keep_or_wait(memory)
 
     def _keep_or_wait(self, memory: Memory) -> bool:
         if not memory.is_seen():
@@ -117,7 +101,7 @@ class Recycler:
             if not reclaim.put_aside(memory.own_path, memory.fd):  # whoever was the last has done it, or has begun to
                 reclaim.mark_deleted(memory.fd, memory.size)
             memory.path, memory.own_path = names.aside_of(memory.own_path), None
-        if memory.is_viewed() or segments.read(memory.fd, 8, form.exposed_offset(memory.size)) != bytes(8):
+        if not memory.is_unseen():
             return False
         flocks.unlock(memory.fd)
         if memory.links() != 1:
@@ -144,7 +128,6 @@ class Recycler:
         return given
 
     def _drop(self, memory: Memory) -> None:
-        """Let go of what others may still have: if they have not, this process was the last."""
         memory.drop()
         for path in (memory.own_path, memory.own_path and names.aside_of(memory.own_path)):
             if path is not None:  # whoever was the last may have moved it aside, or be about to
@@ -152,20 +135,12 @@ class Recycler:
 
     def settle(self) -> None:
         """Ask again about what others had when this process let go of it. Raises nothing."""
-        if self._process != os.getpid():
-            return
-        for memory in list(self._waiting):
-            if self._waiting.took(memory):
-                try:
-                    settled = self._keep_or_wait(memory)
-                except (OSError, ValueError):
-                    settled = False
-                if not settled:
-                    self._drop(memory)
+        if self.is_mine():
+            self._ask_again()
 
     def trim(self) -> int:
         """Give all of it back to the system; returns how many bytes. In a forked child there is none: it is the parent's."""
-        if self._process != os.getpid():
+        if not self.is_mine():
             return 0
         self.settle()
         given = 0
@@ -179,10 +154,6 @@ class Recycler:
         """Keep nothing any more."""
         self._open = False
         self.trim()
-
-    def is_mine(self) -> bool:
-        """Whether it is this process's, and not that of a parent."""
-        return self._process == os.getpid()
 
 
 class _End(weakref.ref["Membership"]):

@@ -26,16 +26,14 @@ Must not know: NumPy, what is in a block, how a block gets its header.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from shmarray import memories, reaper, reclaim
-from shmarray._format import header as form
+from shmarray import memories, reaper, reclaim, reserves
 from shmarray._format import names
 from shmarray._os import endings, flocks, limits, processes, segments
-from shmarray.memories import Sized, Stack
+from shmarray.reserves import Sized, Stack
 
 if TYPE_CHECKING:
     from shmarray.membership import Membership
@@ -60,25 +58,17 @@ class Trimmed(Protocol):
         """Give it back; returns how many bytes."""
 
 
-class Pool:
+class Pool(reserves.Reserve):
     """The memory that the owner of one store keeps: at most `limit` bytes of it free at a time."""
 
     def __init__(self, member: Membership, limit: int | None) -> None:
         """Keep up to `limit` bytes; None: a share of the memory there is, or of the store's capacity."""
+        super().__init__(member.key.uid, share(member) if limit is None else limit)
         self._prefix = member.block_prefix
-        self._owner = os.getpid()
-        self._free, self._waiting = Stack["Memory"](), Stack["Memory"]()
         self._named: dict[str, Memory] = {}
         self.resting = Stack[Sized]()
         """Blocks that rest; what is dropped from the list ends as any other block."""
-        self._uid = member.key.uid
-        self._open = True
-        self.limit = share(member) if limit is None else limit
         register(self)
-
-    def is_here(self) -> bool:
-        """Whether anything can be kept: the store is open, this is its owner, and no fork is under way."""
-        return self._open and self._owner == os.getpid() and not memories.forking
 
     def takes(self, size: int) -> bool:
         """Say whether a block of that size is to be one whose memory can be used again."""
@@ -169,25 +159,12 @@ class Pool:
         memory = self._named.get(path)
         return memory if memory is not None and memory.identity == identity else None
 
-    def give_back(self, memory: Memory, path: str, *, anonymous: bool) -> bool:
-        """After this process unmapped a live block of that name: keep its memory, or its lease; false if neither.
-
-        The lease is kept of an anonymous block until others have gone, and of a named one until the name goes.
-        """
-        memory.hold()
-        try:
-            if not memory.has_crossed() and self.is_here():
-                if memory.path is None and not anonymous:
-                    return self._keep_named(memory, path)
-                memory.own_path = path if memory.path is None else None
-                if self._keep_or_wait(memory):
-                    return True
-        except (OSError, ValueError):
-            pass  # the store was swept, or a fork in another thread closed it
-        if self._owner == os.getpid():
-            with contextlib.suppress(OSError):
-                memory.drop()
-        return False
+    def _takes_back(self, memory: Memory, path: str, *, anonymous: bool) -> bool:
+        """Keep the memory, or the lease: of an anonymous block until others have gone, and of a named one until the name goes."""
+        if memory.path is None and not anonymous:
+            return self._keep_named(memory, path)
+        memory.own_path = path if memory.path is None else None
+        return self._keep_or_wait(memory)
 
     def _keep_named(self, memory: Memory, path: str) -> bool:
         """Remember it: should this process replace or delete it, there is its memory. Whoever else does takes nothing from us but that."""
@@ -221,27 +198,19 @@ class Pool:
 
     def settle(self) -> None:
         """Ask again about what others had when this process let go of it, and let go of what others deleted. Raises nothing."""
-        if self._owner != os.getpid():
+        if not self.is_mine():
             return
         for path in list(self._named):  # keys alone: making tuples may start the collector, and with it `give_back`
             memory = self._named.get(path)
             if memory is not None and not memory.links():
                 self._forget(path, memory)
-        for memory in list(self._waiting):
-            if self._waiting.took(memory):
-                try:
-                    settled = self._keep_or_wait(memory)
-                except (OSError, ValueError):
-                    settled = False
-                if not settled:
-                    self._drop(memory)
+        self._ask_again()
 
     def _forget(self, path: str, memory: Memory) -> None:
         if self._named.pop(path, None) is memory:
             memory.drop()
 
     def _drop(self, memory: Memory) -> None:
-        """Let go of what others may still have: if they have not, this process was the last."""
         memory.drop()
         if memory.own_path is not None:
             reaper.last_one_out(memory.own_path, self._uid)
@@ -249,7 +218,7 @@ class Pool:
     def _keep(self, memory: Memory) -> bool:
         """Keep what nobody else sees, exclusively locked."""
         path = memory.own_path
-        if memory.is_viewed() or segments.read(memory.fd, 8, form.exposed_offset(memory.size)) != bytes(8):
+        if not memory.is_unseen():
             return False
         if memory.path is None and (path is None or not self.retire(memory, path)):
             return False
@@ -263,7 +232,7 @@ class Pool:
 
     def trim(self) -> int:
         """Give all free memory back to the system; returns how many bytes. In a forked child there is none: it is the parent's."""
-        if self._owner != os.getpid():
+        if not self.is_mine():
             return 0
         self.settle()
         self.wake()

@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("slabfiles", "reclaim", "roots"),
     ("reaper", "exhaustion", "shields", "scopes"),
     ("controls", "memories"),
-    ("leasing",),
+    ("leasing", "reserves"),
     ("absences",),
     ("membership",),
     ("joining",),

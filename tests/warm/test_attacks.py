@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import shmarray as sa
-from shmarray import attachments, contents, memories, warm
+from shmarray import attachments, contents, memories, reserves, warm
 from shmarray._os import segments
 from tests.helpers import copies
 from tests.helpers.leaks import descriptors, shm_entries
@@ -39,7 +39,16 @@ def free(store: sa.Store, *, rests: bool = False) -> int:
     return contents.inode_of(array)
 
 
-ENDINGS = ("attachments.py", "idling.py", "memories.py", "reclaim.py", "resting.py", "roots.py", "warm.py")
+ENDINGS = (
+    "attachments.py",
+    "idling.py",
+    "memories.py",
+    "reclaim.py",
+    "reserves.py",
+    "resting.py",
+    "roots.py",
+    "warm.py",
+)
 
 
 def nothing_is_left(store: sa.Store, before: dict[int, str], where: str) -> None:
@@ -488,7 +497,7 @@ def test_what_is_kept_just_when_another_thread_closes_the_store_goes_all_the_sam
         closing.start()
         closing.join()
 
-    class Closing(memories.Stack[Any]):
+    class Closing(reserves.Stack[Any]):
         """A list to which something is appended when the store was closed just before."""
 
         def append(self, item: Any) -> None:

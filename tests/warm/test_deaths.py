@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 N = 1000
 FILES = (
     *("attachments.py", "blocks.py", "deletion.py", "drafts.py", "idling.py", "memories.py"),
-    *("reclaim.py", "resting.py", "roots.py", "warm.py"),
+    *("reclaim.py", "reserves.py", "resting.py", "roots.py", "warm.py"),
 )
 
 

@@ -432,7 +432,10 @@ class Loading(Interrupter):
 
     def __init__(self, n: int, handle: bytes) -> None:
         """Have that happen at point `n`."""
-        super().__init__(n, lambda filename: ours(filename) or filename.endswith(("flocks.py", "reaper.py", "warm.py")))
+        super().__init__(
+            n,
+            lambda filename: ours(filename) or filename.endswith(("flocks.py", "reaper.py", "reserves.py", "warm.py")),
+        )
         self.handle = handle
         self.found: list[Any] = []
 
