@@ -33,8 +33,8 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     keeping, copying, blockfiles   handles; large copies; the file of a block
     founding, seats, joining   opening a store; seats in slabs; coming to take part in one
     membership, absences   taking part; having left, and coming back
-    leasing, controls   its lease; reading any
-    reserves, memories   what is kept to be used again; one file of it
+    leasing, reserves   its lease; what is kept to be used again
+    controls, memories   reading any control file; a file that may be used again
     exhaustion      what to say when there is no more
     shields, scopes   keeping the cycle collector from a mapping; managers of blocks that are taken for what they give
     reaper, slabfiles   who may remove which name, on what proof
