@@ -33,13 +33,17 @@ import numpy as np
 import shmarray as sa
 from tests.helpers.processes import report
 
-def end(how):
+def end(how, tell):
     if how == "exception":
         raise RuntimeError("on purpose")
     if how == "exit":
         sys.exit(3)
     if how == "interrupt":
-        signal.pause()
+        woken, waker = os.pipe()          # a signal that comes before `read` waits has written already; `pause` would miss it
+        os.set_blocking(waker, False)
+        signal.set_wakeup_fd(waker)
+        tell()
+        os.read(woken, 1)
 
 def interruptible(function, *args):
     try:
@@ -53,7 +57,7 @@ def work(how, store, named, anonymous, ready, go):
     named += anonymous
     ready.release()
     go.acquire()
-    end(how)
+    end(how, ready.release)
 
 def main(method, how):
     context = multiprocessing.get_context(method)
@@ -71,13 +75,16 @@ def main(method, how):
     input()               # until the names have been looked at
     for worker in workers:
         go.release()
-    if how != "interrupt":
+    if how == "interrupt":
+        for worker in workers:
+            ready.acquire()
+    else:
         for worker in workers:
             worker.join()
         report("codes", [worker.exitcode for worker in workers])
     if how != "return":   # then the exit of the interpreter closes the store
         with store:
-            end(how)
+            end(how, lambda: report("waits"))
 
 if __name__ == "__main__":
     interruptible(main, *sys.argv[1:])
@@ -93,6 +100,7 @@ def test_an_ordinary_end_leaves_nothing_and_says_nothing(start_method: BaseConte
         assert files_of(store) >= {"ctl", "n.named"}
         child.tell()
         if how == "interrupt":
+            child.wait_for("waits")
             os.killpg(child.pid, signal.SIGINT)
         else:
             assert child.wait_for("codes") == [CODES[how]] * 2
