@@ -21,7 +21,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     memory, sync, values   what else multiprocessing has; all of these are loaded when first used
     keepers         shared objects that keep others
     objects         shared objects that are not arrays: their base
-    trees, making, arrays, wholes   SharedTree, SharedArray, their handles
+    trees, making, arrays, wholes, computing   SharedTree, SharedArray, their handles, what is computed from them
     locks, cellguards, guards, guardwords   exclusive and shared access that survives its holder
     contents, smalls   what a block holds, in NumPy's terms; small arrays
     deletion, stocks, cells, slabs, slabmaps   ends on request; small arrays in cells of larger blocks, and who looks at them

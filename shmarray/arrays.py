@@ -20,6 +20,7 @@ from shmarray._format.dtypes import decode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
 from shmarray._os import segments, words
 from shmarray.attachments import Block, known
+from shmarray.computing import Computing
 from shmarray.guards import guard_of
 from shmarray.locks import Lock, ReadAccess, WriteAccess
 
@@ -34,7 +35,7 @@ _BYTE, _again, _root_of, _KEPT = np.dtype(np.uint8), idling.again, idling.root_o
 _STORE_AT, _OPEN, _LIVE = control.STATE_AT, control.OPEN, header.LIVE
 
 
-class SharedArray(np.ndarray[Any, np.dtype[Any]]):
+class SharedArray(Computing):
     """An ndarray in shared memory; every view of it pickles as a handle of some hundred bytes to the same memory.
 
     Made by a store (`store.zeros`, `store.put`, ...), never by its own constructor. Shape and dtype are any that NumPy has,
@@ -52,6 +53,14 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
     """
 
     __slots__ = ()
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Raises `TypeError`: a store makes arrays, and views are views of those."""
+        message = (
+            f"a {cls.__name__} is not made by its constructor, which would give private memory\n"
+            "Let a store make it: store.empty(shape, dtype), store.zeros(shape), store.put(array), ..."
+        )
+        raise TypeError(message)
 
     # Results of ufuncs and of methods that reduce are then wrapped as those of ndarray itself are, in C.
     __array_wrap__ = None  # type: ignore[assignment]  # read by NumPy's C code; its Python code sees only plain arrays, see below
@@ -195,49 +204,9 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         """Copy into private memory, as a plain ndarray; a large one by several threads (`Store(copy_threads=...)`)."""
         return contents.private(self, order)
 
-    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
-        """Convert; the result is a plain ndarray, as from `numpy.asarray(self).astype`."""
-        return self.view(np.ndarray).astype(dtype, *args, **kwargs)
-
-    def flatten(self, order: Any = "C") -> np.ndarray[Any, Any]:
-        """Copy into one dimension, in private memory."""
-        return self.view(np.ndarray).flatten(order)
-
     def squeeze(self, *args: Any, **kwargs: Any) -> Any:
         """View without axes of length one: the only method of a view whose result NumPy would make a plain ndarray."""
         return _shared(self.view(np.ndarray).squeeze(*args, **kwargs))
-
-    def take(self, *args: Any, **kwargs: Any) -> Any:
-        """Copy elements by index, into private memory."""
-        return self.view(np.ndarray).take(*args, **kwargs)
-
-    def repeat(self, *args: Any, **kwargs: Any) -> Any:
-        """Repeat elements, in private memory."""
-        return self.view(np.ndarray).repeat(*args, **kwargs)
-
-    def compress(self, *args: Any, **kwargs: Any) -> Any:
-        """Copy selected slices, into private memory."""
-        return self.view(np.ndarray).compress(*args, **kwargs)
-
-    def argsort(self, *args: Any, **kwargs: Any) -> Any:
-        """Find the indices that would sort the array."""
-        return self.view(np.ndarray).argsort(*args, **kwargs)
-
-    def argmax(self, *args: Any, **kwargs: Any) -> Any:
-        """Find the index of the greatest element."""
-        return self.view(np.ndarray).argmax(*args, **kwargs)
-
-    def argmin(self, *args: Any, **kwargs: Any) -> Any:
-        """Find the index of the smallest element."""
-        return self.view(np.ndarray).argmin(*args, **kwargs)
-
-    def argpartition(self, *args: Any, **kwargs: Any) -> Any:
-        """Find the indices that would partition the array."""
-        return self.view(np.ndarray).argpartition(*args, **kwargs)
-
-    def dot(self, *args: Any, **kwargs: Any) -> Any:
-        """Multiply as `numpy.dot` does."""
-        return self.view(np.ndarray).dot(*args, **kwargs)
 
     def __repr__(self) -> str:
         """Show the values; the word SharedArray stands only where the memory is shared."""
@@ -245,7 +214,7 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         return "SharedArray" + text.removeprefix("array") if self.is_shared else text
 
 
-_new = SharedArray.__new__
+_new = np.ndarray.__new__
 
 
 def _plain(value: Any) -> Any:
@@ -299,7 +268,7 @@ def _attach(key: tuple[Any, ...], spec: tuple[Any, ...]) -> SharedArray:
     try:
         if offset < 0:  # NumPy looks only at the other end
             raise ValueError("a view begins before its block")
-        array = SharedArray.__new__(SharedArray, shape, dtype, contents.root_of(segment), offset, strides)
+        array = _new(SharedArray, shape, dtype, contents.root_of(segment), offset, strides)
     except (ValueError, TypeError) as error:
         raise contents.undescribed(segment.tag, error) from None
     if not writeable:

@@ -171,8 +171,9 @@ class Constructors:
         """Copy an array into shared memory, or a nested dict, list, tuple, namedtuple or dataclass of arrays into one block.
 
         An array (or anything `numpy.asarray` takes that is no such container) gives a `SharedArray` of the same dtype and
-        layout; a nested structure, with numbers, strings and None between the arrays, gives a `SharedTree`. Raises as `empty`
-        does, and `TypeError` for what cannot be shared.
+        layout; a nested structure, with numbers, strings and None between the arrays, gives a `SharedTree`. Arrays of other
+        libraries in main memory (tensors of torch and jax, pictures of Pillow) come back as NumPy's. Raises as `empty` does, and
+        `TypeError` for what cannot be shared.
 
         >>> import numpy as np, shmarray as sa
         >>> with sa.Store() as store:

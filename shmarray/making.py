@@ -58,7 +58,7 @@ def _over(rest: resting.Rest, dtype: np.dtype[Any], layout: layouts.Layout, *, c
     root = resting.root_of(rest)
     if clear:
         root[:] = 0
-    return SharedArray.__new__(SharedArray, layout.shape, dtype, root, 0, layout.strides)
+    return np.ndarray.__new__(SharedArray, layout.shape, dtype, root, 0, layout.strides)
 
 
 def _first(segment: segments.Segment, plan: Plan) -> SharedArray:

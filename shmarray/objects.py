@@ -22,7 +22,7 @@ from shmarray import arrays, blocks, contents, joining, locks, trees, wholes
 from shmarray._format import layouts
 from shmarray._format.handle import BlockKey
 from shmarray._os import futexes, late, segments
-from shmarray.errors import CorruptBlockError
+from shmarray.errors import ArrayNotFoundError, CorruptBlockError
 from shmarray.guards import SLICE, Guard, guard_of
 
 if TYPE_CHECKING:
@@ -206,6 +206,33 @@ def open_segment(segment: segments.Segment) -> Any:
             path=segment.tag.path,
         )
     return _KINDS[kind](segment)
+
+
+def is_named(member: Membership, name: str, value: Any) -> bool:
+    """Say whether a name leads to this very array or tree, all of it: giving it that name again changes nothing."""
+    if isinstance(value, trees.SharedTree):
+        segment = trees.block_of_whole(value)
+    elif type(value) is arrays.SharedArray:
+        segment = contents.segment_of(value)
+    else:
+        return False
+    if segment is None or segment.tag.key.name != name or segment.tag.member.key != member.key:
+        return False
+    try:
+        there = blocks.lookup(member, name)
+    except ArrayNotFoundError:
+        return False
+    # A process may have mapped it twice: before a fork and after.
+    if there.tag.key.block != segment.tag.key.block:
+        return False
+    if type(value) is not arrays.SharedArray:
+        return True
+    opened = open_segment(there)
+    return (
+        type(opened) is arrays.SharedArray
+        and contents.spec_in(there, opened)[:-1]
+        == contents.spec_in(segment, value)[:-1]  # the last is whether it may be written
+    )
 
 
 def create_lock(member: Membership, kind: type[L], name: str | None) -> L:

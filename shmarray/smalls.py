@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shmarray.membership import Membership
 
 Array = TypeVar("Array", bound=np.ndarray[Any, Any])
-_BYTE = np.dtype(np.uint8)
+_BYTE, _new = np.dtype(np.uint8), np.ndarray.__new__
 
 
 def form_of(dtype: np.dtype[Any], layout: layouts.Layout) -> stocks.Form | None:
@@ -58,7 +58,7 @@ def make(
     root, is_clear = fresh
     if clear and not is_clear:
         root[:] = 0
-    return kind.__new__(kind, layout.shape, dtype, cells.over(root), 0, layout.strides)
+    return _new(kind, layout.shape, dtype, cells.over(root), 0, layout.strides)
 
 
 def spec_of(array: np.ndarray[Any, Any], view: cells.View) -> ViewSpec:
@@ -76,7 +76,7 @@ def attach(kind: type[Array], key: BlockKey, spec: ViewSpec) -> Array:
     try:
         if spec.offset < 0:  # NumPy looks only at the other end
             raise ValueError("a view begins before its array")
-        array = kind.__new__(kind, spec.shape, decode_dtype(spec.dtype), cells.over(root), spec.offset, spec.strides)
+        array = _new(kind, spec.shape, decode_dtype(spec.dtype), cells.over(root), spec.offset, spec.strides)
     except (ValueError, TypeError) as error:
         raise blockfiles.corrupt(f"{member.block_prefix}{names.slab(key.block)}", str(error)) from None
     if not spec.writeable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from shmarray import (
     blocks,
@@ -134,8 +134,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as an address: the receiving process joins the store. Of a subclass, with its own attributes."""
-        member = self._open()
-        member.require_open()
+        member = self._running()
         address = member.key.uid, member.key.store
         if type(self) is Store:
             return _join, address
@@ -145,6 +144,11 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         if self._closed:
             raise self._member.closed_error()
         return self._member
+
+    def _running(self) -> Membership:
+        member = self._open()
+        member.require_open()
+        return member
 
     # -- identity ------------------------------------------------------------------------------------------------------
 
@@ -202,16 +206,16 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
     def __setitem__(self, name: str, value: Any) -> None:
         """Publish a value under a name, replacing what is there in one step: readers see the old or the new, whole.
 
-        What is published is a copy. So `store["x"] += 1` adds to the array that is there, and then replaces it by a copy of itself, which
-        those who have it do not see. To change what they see: `a = store["x"]; a += 1`.
+        What is published is a copy, but for the array or tree that has that name already, all of it: that stays as it is. So
+        `store["x"] += 1` adds in place, to what everyone sees, as with a dict of arrays.
         """
-        self._put(value, names.check(name), replace=True)
+        if not objects.is_named(self._open(), names.check(name), value):
+            self._put(value, name, replace=True)
 
     @exhaustion.explaining
     def __delitem__(self, name: str) -> None:
         """Delete the array of that name for everyone; views stay valid. Raises `ArrayNotFoundError`."""
-        member = self._open()
-        member.require_open()
+        member = self._running()
         if not deletion.delete_name(member, names.check(name)):
             raise ArrayNotFoundError(
                 f"there is no array {name!r} in {member.label}", remedy="list(store) shows what is there.", name=name
@@ -219,8 +223,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
 
     def __contains__(self, name: object) -> bool:
         """Say whether there is an array of that name now."""
-        member = self._open()
-        member.require_open()
+        member = self._running()
         return names.is_name(name) and deletion.has_name(member, name)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -239,19 +242,20 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
                 with contextlib.suppress(ArrayExistsError):
                     return self.put(default, name=name)
 
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        """Raises `TypeError`: NumPy would take the names for the data."""
+        message = "a store is no array, but a mapping of names to arrays\nTake one of them: store[name]; list(store) shows what is there."
+        raise TypeError(message)
+
     @exhaustion.explaining
     def __iter__(self) -> Iterator[str]:
         """Go through the names that are there now, in alphabetical order."""
-        member = self._open()
-        member.require_open()
-        return iter(census.array_names(member))
+        return iter(census.array_names(self._running()))
 
     @exhaustion.explaining
     def __len__(self) -> int:
         """How many named arrays there are."""
-        member = self._open()
-        member.require_open()
-        return census.count_named(member)
+        return census.count_named(self._running())
 
     # -- care ----------------------------------------------------------------------------------------------------------
 
@@ -305,7 +309,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
 
     def __enter__(self) -> Self:
         """Begin the scope of the store; raises `StoreClosedError` if it has ended."""
-        self._open().require_open()
+        self._running()
         return self
 
     def __exit__(

@@ -220,6 +220,11 @@ def is_tree(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
+def block_of_whole(tree: SharedTree) -> segments.Segment | None:
+    """Give the block of which this is all; None for a part of a tree."""
+    return None if tree._path else tree._segment
+
+
 def put(member: Membership, value: Any, name: str | None, *, replace: bool = False) -> Any:
     """Copy a nested structure into one new block. Raises as `_format.trees.flatten` and `contents.create` do."""
     description, leaves = form.flatten(value.unflatten() if isinstance(value, SharedTree) else value)

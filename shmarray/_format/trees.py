@@ -44,8 +44,8 @@ def flatten(tree: object) -> tuple[dict[str, Any], list[np.ndarray[Any, Any]]]:
 
     Containers are dict (keys: str, int, float, bool, None), OrderedDict, list, tuple, and instances of namedtuples and
     dataclasses that can be imported by name; between the arrays may stand NumPy scalars, int, float, complex, bool,
-    str, bytes and None. Arrays come as plain `ndarray` views, one for each object, however often it occurs; scalars
-    as 0-d arrays.
+    str, bytes and None. Arrays, and tensors that NumPy can read, come as plain `ndarray` views, one for each object, however often it
+    occurs; scalars as 0-d arrays.
 
     Raises, always naming the path: `DTypeError` for a dtype that cannot be shared (with `path`, `field`, `dtype`),
     `TypeError` for any other type, `ValueError` for a cycle, more than `MAX_DEPTH` levels or `MAX_NODES` nodes.
@@ -93,22 +93,35 @@ class _Flattening:
         if kind is dict or kind is collections.OrderedDict:
             return ["d" if kind is dict else "o", *self._members(value)]
         if kind not in self._shapes and classes.kind_of(kind) is None:
-            self._refuse(*_objection(value))
+            if not _is_tensor(kind):
+                self._refuse(*_objection(value))
+            return ["a", self._leaf(value, self._array_of(value))]
         return self._record(value)
 
-    def _leaf(self, value: Any) -> int:
+    def _array_of(self, value: Any) -> np.ndarray[Any, Any]:
+        try:
+            return np.asarray(value)
+        except (TypeError, RuntimeError) as error:  # memory of another device, or a tensor whose gradient is recorded
+            first = (str(error).splitlines() or [""])[0]
+            self._refuse(
+                f"of {_article(type(value))} NumPy makes no array: {first}", "Put the array that it should be."
+            )
+
+    def _leaf(self, value: Any, array: np.ndarray[Any, Any] | None = None) -> int:
+        """Number a leaf, once for each object; `array` is what NumPy makes of it, if it is not NumPy's own."""
         known = self._met.get(id(value))
         if known is not None:
             return known[0]
+        array = np.asarray(value) if array is None else array
         try:
-            check_dtype(value.dtype)
+            check_dtype(array.dtype)
         except DTypeError as error:
             summary = f"{self._where()}: {error.summary}"
             raise DTypeError(summary, **{**error.facts, "path": self._where()}, remedy=error.remedy) from None
         if type(value) is not np.ndarray:
             self._check_kind(value)
         self._met[id(value)] = len(self.leaves), value
-        self.leaves.append(np.asarray(value))
+        self.leaves.append(array)
         return len(self.leaves) - 1
 
     def _check_kind(self, value: Any) -> None:
@@ -167,6 +180,11 @@ class _Flattening:
 
     def _refuse(self, problem: str, remedy: str) -> NoReturn:
         raise TypeError(f"{self._where()}: {problem}\n{remedy}")
+
+
+def _is_tensor(kind: type) -> bool:
+    """Say whether a class is another library's array: memory with shape and dtype, and nothing else that NumPy would leave out."""
+    return hasattr(kind, "__array_interface__") or (hasattr(kind, "__array__") and hasattr(kind, "__dlpack__"))
 
 
 def _objection(value: object) -> tuple[str, str]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import collections.abc
+import multiprocessing
 import pickle
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import shmarray as sa
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAMES = [
     "a", "A", "train/images/0", "..", ".", "/", "a/../b", "with space", " ", "-", "%2F", "a%2Fb", "%~0", "n.a", "ctl", "*?[a]", "~",
@@ -85,9 +89,97 @@ def test_the_newest_array_has_the_name(store: sa.Store) -> None:
     assert len(store) == 1
     old[0] = 7
     assert store["w"].sum() == 4
-    store["w"] = store["w"]  # a copy of itself
+
+
+@pytest.mark.core
+def test_what_has_the_name_already_keeps_it(store: sa.Store) -> None:
+    """`store["w"] += 1` adds in place, as with a dict of arrays: all of an array, or of a tree, is not replaced by a copy of itself."""
+    mine = store.put(np.arange(4).reshape(2, 2), name="w")
     store["w"] += 1
-    assert store["w"].tolist() == [[2, 2], [2, 2]]
+    assert mine.tolist() == store["w"].tolist() == [[1, 2], [3, 4]]
+    store["w"] = mine[:]
+    store["w"].reshape(4)[0] = 7
+    assert mine[0, 0] == 7
+    number = store.put(2.5, name="number")
+    store["number"] *= 2
+    assert number == 5
+    tree = store.put({"a": np.zeros(2), "b": {"c": np.ones(1)}}, name="tree")
+    store["tree"] = tree
+    store["tree"]["a"][:] = 3
+    assert tree["a"].tolist() == [3, 3]
+    assert store.check() == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda a: a[::-1],
+        lambda a: a.T,
+        lambda a: a[:1],
+        lambda a: a.reshape(-1),
+        lambda a: a.view("u8"),
+        np.array,
+        lambda a: a.view(np.ndarray),
+    ],
+    ids=["reversed", "transposed", "a slice", "reshaped", "another dtype", "a private copy", "a plain view"],
+)
+def test_anything_but_all_of_it_replaces_it(store: sa.Store, part: Callable[[Any], Any]) -> None:
+    """A view that is not the array as it was made is published as a copy, and so is an array of another name, and a part of a tree."""
+    old = store.put(np.arange(4).reshape(2, 2), name="w")
+    store["w"] = part(old)
+    np.testing.assert_array_equal(store["w"], part(old))
+    assert store["w"].dtype == part(old).dtype
+    old[...] = 9
+    assert 9 not in store["w"]
+    store["v"] = store["w"]
+    store["w"][...] = 5
+    assert 5 not in store["v"]
+    tree = store.put({"a": {"a": np.zeros(1)}}, name="a")
+    store["a"] = tree["a"]
+    assert list(store["a"]) == ["a"]
+    assert store["a"]["a"].tolist() == [0]
+
+
+def test_an_array_that_was_deleted_or_replaced_gets_its_name_again_as_a_copy(store: sa.Store) -> None:
+    """It has the name no more, so it is published like any other."""
+    old = store.put(np.arange(3), name="w")
+    del store["w"]
+    store["w"] = old
+    assert store["w"].tolist() == [0, 1, 2]
+    store["w"] = np.zeros(3)
+    store["w"] = old
+    old[0] = 9
+    assert store["w"].tolist() == [0, 1, 2]
+    with sa.Store() as other:
+        other["w"] = old
+        assert (other["w"].tolist(), other["w"] is old) == ([9, 1, 2], False)
+    store.close()
+    with pytest.raises(sa.StoreClosedError):
+        store["w"] = old
+
+
+def test_an_array_that_was_inherited_by_fork_is_added_to_in_place(store: sa.Store) -> None:
+    """The child has mapped it before the fork, and may find it mapped anew by name."""
+    mine = store.put(np.arange(3), name="w")
+
+    def add() -> None:
+        store["w"] += 1
+        store["w"] = mine
+        mine[0] += 5
+
+    child = multiprocessing.get_context("fork").Process(target=add)
+    child.start()
+    child.join()
+    assert (child.exitcode, mine.tolist(), store["w"].tolist()) == (0, [6, 2, 3], [6, 2, 3])
+
+
+def test_a_store_is_no_array(store: sa.Store) -> None:
+    """NumPy would take the names for the data: it says so, with the remedy."""
+    store["w"] = np.arange(3)
+    for take in (np.asarray, np.array, np.sum, store.put):
+        with pytest.raises(TypeError) as caught:
+            take(store)
+        assert "store" in str(caught.value)
 
 
 def test_a_deleted_name_can_be_used_again(store: sa.Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ COMPUTED: Maker = {
     "1 + a": lambda a: 1 + a,
     "a + a": lambda a: a + a,
     "-a": lambda a: -a,
+    "byteswap": lambda a: a.byteswap(),
     "a @ a.T": lambda a: a @ a.T,
     "a > 3": lambda a: a > 3,
     "a == a": lambda a: a == a.copy(),
@@ -73,7 +75,6 @@ COPIED: Maker = {
     "flatten": lambda a: a.flatten(),
     "ravel that must copy": lambda a: a.T.ravel(),
     "reshape that must copy": lambda a: a.T.reshape(-1),
-    "byteswap": lambda a: a.byteswap(),
     "np.array, subok": lambda a: np.array(a, subok=True),
     "np.roll": lambda a: np.roll(a, 1),
     "np.gradient": lambda a: np.gradient(a)[0],
@@ -112,6 +113,29 @@ def test_a_shared_array_is_an_ndarray(store: sa.Store) -> None:
     view: Any = named[1:].T
     assert view.block_name == named.block_name
     assert (named.ndim, named.size, named.nbytes, len(named)) == (2, 6, 48, 2)
+
+
+def test_a_shared_array_is_not_made_by_its_constructor(store: sa.Store) -> None:
+    """It would be private memory that looks shared: a TypeError shows who makes one. What NumPy makes in C is as before."""
+    makers: list[Callable[[], Any]] = [
+        lambda: sa.SharedArray((3,)),
+        lambda: sa.SharedArray(shape=3, dtype="u1"),
+        lambda: sa.SharedArray([1, 2]),
+    ]
+    for make in makers:
+        with pytest.raises(TypeError, match=r"store\.zeros"):
+            make()
+    a = store.zeros((2, 3))
+    assert type(a.view(np.ndarray).view(sa.SharedArray)) is sa.SharedArray
+    assert pickle.loads(pickle.dumps(a[[0]])).shape == (1, 3)
+
+
+def test_bytes_are_swapped_in_place_on_demand(store: sa.Store) -> None:
+    """`byteswap(True)` changes the memory that all see, and returns the array; without, the result is a plain copy."""
+    a = store.put(np.array([1, 256], "u2"))
+    assert a.byteswap(inplace=True) is a
+    assert a.tolist() == [256, 1]
+    assert type(a.byteswap()) is np.ndarray
 
 
 def test_every_view_is_the_same_memory(store: sa.Store) -> None:

@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("guards",),
     ("cellguards",),
     ("locks",),
-    ("wholes",),
+    ("wholes", "computing"),
     ("arrays",),
     ("making", "trees"),
     ("objects",),

@@ -501,6 +501,67 @@ def test_what_has_no_place_in_a_tree_is_refused_with_path_and_remedy(tree: Any, 
     assert len(message) < 500
 
 
+class Tensor:
+    """Memory of another library, as torch and jax show theirs."""
+
+    def __init__(self, data: Any) -> None:
+        """Hold what NumPy is to see."""
+        self.data = data
+        self.dtype = "tensor.float32"
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
+        """Show it, or say why not."""
+        if isinstance(self.data, Exception):
+            raise self.data
+        return np.asarray(self.data, dtype)
+
+    def __dlpack__(self) -> object:
+        """Say that this is memory with shape and dtype."""
+        raise NotImplementedError
+
+
+class Picture:
+    """Memory of another library, as Pillow shows its own."""
+
+    __array_interface__: ClassVar[dict[str, Any]] = {"version": 3, "shape": (2,), "typestr": "|u1", "data": b"\1\2"}
+
+
+class Labelled:
+    """What NumPy would take half of: as a table of pandas, with names for its rows."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
+        """Give the values, without the names."""
+        return np.zeros(2)
+
+
+def test_arrays_of_other_libraries_are_leaves() -> None:
+    """Tensors and pictures come back as NumPy's arrays, one for each object; nothing is copied."""
+    data = np.arange(3, dtype="f4")
+    tensor = Tensor(data)
+    description, leaves = flatten({"w": tensor, "again": [tensor], "other": Tensor([1]), "picture": Picture()})
+    assert [leaf.tolist() for leaf in leaves] == [[0, 1, 2], [1], [1, 2]]
+    assert np.shares_memory(leaves[0], data)
+    back = unflatten(root(description), leaves.__getitem__)
+    assert back["w"] is back["again"][0]
+    assert [type(leaf) for leaf in leaves] == [np.ndarray] * 3
+
+
+def test_a_tensor_that_numpy_cannot_read_is_refused_by_its_path() -> None:
+    """Memory of a GPU, or with a gradient: the library's own reason, in one line."""
+    for error in (RuntimeError("requires grad. Use detach()\nmore"), TypeError("on a GPU")):
+        with pytest.raises(TypeError) as caught:
+            flatten({"w": [Tensor(error)]})
+        lines = str(caught.value).splitlines()
+        assert lines[0].startswith("['w'][0]: of a ")
+        assert lines[0].endswith(str(error).splitlines()[0])
+        assert len(lines) == 2
+    with pytest.raises(DTypeError) as refused:
+        flatten({"w": Tensor(np.array([None]))})
+    assert refused.value.path == "['w']"
+    with pytest.raises(TypeError, match="Labelled cannot be shared"):
+        flatten([Labelled()])
+
+
 @pytest.mark.parametrize(
     ("leaf", "field"),
     [
