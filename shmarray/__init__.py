@@ -25,7 +25,7 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     locks, cellguards, guards, guardwords   exclusive and shared access that survives its holder
     contents, smalls   what a block holds, in NumPy's terms; small arrays
     deletion, stocks, cells, slabs, slabmaps   ends on request; small arrays in cells of larger blocks, and who looks at them
-    drafts, resting   a block in the making; one that waits for its next array
+    drafts, resting, slabwords   a block in the making; one that waits for its next array; the words of a slab
     blocks, attachments   one block from birth to unlink; what this process has attached
     idling          mappings that stay where nobody looks at them
     recycling, shortage   memory that others than the owner keep; what is done before there is said to be no more

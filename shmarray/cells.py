@@ -40,7 +40,7 @@ from shmarray.errors import ShmArrayError
 if TYPE_CHECKING:
     from shmarray.membership import Membership
     from shmarray.seats import Seat
-    from shmarray.slabmaps import Slab
+    from shmarray.slabwords import Slab
 
 Root = np.ndarray[Any, np.dtype[Any]]
 _BYTE, _frombuffer = np.dtype(np.uint8), np.frombuffer

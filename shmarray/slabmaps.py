@@ -1,14 +1,16 @@
 """The slabs that this process maps.
 
-Owns: what is known of a mapped slab, the table in which it is found again, the end of its mapping; the lock under which slabs and cells are
-changed. A slab is mapped once: each view of a cell would strike out the byte of the other one. A process keeps a few slabs mapped in
-which it looks at nothing just now, for the next handle that arrives; also while it is absent from the store (`absences`), and then without
-their leases. A mapping says nothing about who looks at what: that stands in the seats (`_format.slab`).
+Owns: the table in which a mapped slab is found again, the end of its mapping; the lock under which slabs and cells are changed. A slab is
+mapped once: each view of a cell would strike out the byte of the other one. A process keeps a few slabs mapped in which it looks at nothing
+just now, for the next handle that arrives; also while it is absent from the store (`absences`), and then without their leases. A mapping
+says nothing about who looks at what: that stands in the seats (`_format.slab`).
 Must not know: how a slab is made, found and checked (`slabs`), who looks at which cell (`cells`).
 
 While a process is absent it looks at nothing, and the leases of its slabs are let go of by asking for the exclusive lock, as with an
 anonymous block (`idling`): who gets it, and sees no handle in flight, was the last. Who comes back takes the lease by the same descriptor,
-and then sees whether the file still has a name: what has none is no slab any more, and may have lost its memory (`reclaim`).
+and then sees whether the file still has a name: what has none is no slab any more, and may have lost its memory (`reclaim`). So it is with
+slabs of others, and with those that this process has made: its mark on them stays, and out of what is still there it gives again. While it
+is absent none of its cells is used again, for nobody else asks who looks at them.
 """
 
 from __future__ import annotations
@@ -19,96 +21,15 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from shmarray import membership, memories, reaper, reclaim
-from shmarray._format import slab as form
-from shmarray._os import endings, flocks, processes, segments
+from shmarray._os import endings, processes, segments
 
 if TYPE_CHECKING:
     from shmarray.absences import Absence
     from shmarray.membership import Membership
+    from shmarray.slabwords import Slab
 
 _IS_UP = True  # first of the names that the interpreter's end takes away: from then on the kernel sees to what ends
-MAKER_MARK = 0
 _MOST_IDLE = 8
-
-
-class Slab:
-    """One mapped slab. `words` and `bytes` are its data; `views` has, by cell, what this process looks at."""
-
-    __slots__ = (
-        *("_records", "bytes", "layout", "maker", "memory", "number", "numbers", "path", "segment", "uid", "views"),
-        *("forms", "free", "is_ready", "pending", "stock", "words", "worn"),
-    )
-
-    def __init__(
-        self,
-        number: int,
-        path: str,
-        uid: int,
-        places: form.Layout,
-        segment: segments.Segment,
-        maker: processes.Identity,
-    ) -> None:
-        """Stand for a mapping."""
-        self.maker = maker
-        self.memory: memories.Memory | None = None  # by what its lease is let go of, and taken again, around an absence
-        self.number = number
-        self.path = path
-        self.uid = uid
-        self.layout = places
-        self._records = places.records
-        # By cell: which of the slab's words is the first of its record, its number.
-        self.numbers = range(places.records >> 3, places.seats >> 3, form.RECORD >> 3)
-        self.segment = segment
-        self.bytes = memoryview(segment)
-        self.words = self.bytes.cast("Q")
-        self.views: dict[int, Any] = {}
-        self.stock: Any = None
-        # The maker's: cells that are free; by cell, what its record says behind number and state, where that is known; how many are free no
-        # more, for their numbers would recur; those it has dropped and others may see; whether it is on the stock's list.
-        self.free: list[int] = []
-        self.forms: list[Any] = []
-        self.worn = 0
-        self.pending: set[int] = set()
-        self.is_ready = False
-
-    @property
-    def is_empty(self) -> bool:
-        """To its maker: whether no array is in it."""
-        return len(self.free) + self.worn == self.layout.count
-
-    def word(self, cell: int, offset: int) -> int:
-        """Read a word of a cell's record."""
-        return self.words[(self._records + form.RECORD * cell + offset) >> 3]  # `index`, without the call
-
-    def set_word(self, cell: int, offset: int, value: int) -> None:
-        """Write a word of a cell's record."""
-        self.words[(self._records + form.RECORD * cell + offset) >> 3] = value
-
-    def index(self, cell: int, offset: int) -> int:
-        """Tell which of the slab's words that is."""
-        return (self._records + form.RECORD * cell + offset) >> 3
-
-    def describe(self, cell: int, words: bytes) -> None:
-        """Write what a cell's record says behind number and state, while no array is there."""
-        at = self._records + form.RECORD * cell + form.DESCRIBED
-        self.bytes[at : at + len(words)] = words
-
-    def has_maker(self) -> bool:
-        """Whether the process that made it is there, as far as can be known. Raises `OSError`."""
-        if processes.is_provably_gone(self.maker):
-            return False  # a child that it had forked has the mark still
-        try:
-            fd = segments.open_existing(self.path, write=False)
-        except FileNotFoundError:
-            return False
-        try:
-            return flocks.is_marked(fd, MAKER_MARK)
-        finally:
-            fd.close()
-
-    def links(self) -> int:
-        """How many names the file has: one, and one for each handle in flight. Raises `FileNotFoundError`."""
-        return segments.status_of(self.path).st_nlink
 
 
 class Here:
@@ -202,8 +123,13 @@ def _left(part: _Part) -> None:
         # So it has, and may have found one of them: that must not be mapped twice, for both would have the same bytes in the seat.
         _take_part(member)
         return
-    for key in list(_known):
-        slab = forget(store, key[1] << 32) if key[0] == store else None
+    there = [key for key in list(_known) if key[0] == store]
+    for key in there:
+        _give_nothing(
+            _known[key]
+        )  # before the first lease is let go of: nothing is given out of what may lose its memory
+    for key in there:
+        slab = forget(store, key[1] << 32)
         if slab is not None and (absence is None or not _left_to_others(slab, absence)):
             _let_go(slab)
     _parts.pop(store, None)
@@ -213,7 +139,7 @@ def _left_to_others(slab: Slab, absence: Absence) -> bool:
     """Keep a slab mapped while this process is absent, without its lease; false if it is to be unmapped."""
     memory, there = slab.memory, absence.slabs
     try:
-        if memory is None or slab.stock is not None or slab.views or not memory.leave_to_others():
+        if memory is None or slab.views or not memory.leave_to_others():
             return False
     except (OSError, ValueError):
         return False  # the descriptor was closed
@@ -239,6 +165,20 @@ def find_again(member: Membership, number: int) -> Slab | None:
     return None
 
 
+def find_own(member: Membership, size: int, stock: Any) -> Slab | None:
+    """Give out of a slab with such cells that this process has made before it was absent; None if there is none."""
+    store = member.key.store
+    absent = [] if member.absence is None else list(member.absence.slabs.values())
+    for slab in [*absent, *(slab for key, slab in list(_known.items()) if key[0] == store)]:
+        if slab.is_mine and slab.stock is None and slab.layout.size == size:
+            found = find_again(member, slab.number) if slab in absent else slab
+            if found is not None:
+                _idle.pop((store, found.number >> 32), None)
+                found.stock = stock
+                return found
+    return None
+
+
 def forget(store: int, number: int) -> Slab | None:
     """Find a slab no more; gives it, if it was known."""
     _idle.pop((store, number >> 32), None)
@@ -254,16 +194,22 @@ def drop(store: int, number: int) -> None:
 
 def remove(store: int, slab: Slab) -> None:
     """Remove a slab in which there is no array, as its maker; its memory goes with this process's mapping, whoever maps it idly."""
-    last = reclaim.open_large(slab.path, slab.uid, slab.layout.nbytes)
+    own = slab.memory is not None and slab.memory.is_mine()  # its descriptor has a lease too, and is what is asked then
+    last = None if own else reclaim.open_large(slab.path, slab.uid, slab.layout.nbytes)
     segments.unlink(slab.path)
     forget(store, slab.number)
     _let_go(slab, last)
 
 
+def _give_nothing(slab: Slab) -> None:
+    """Let its stock give nothing out of it any more. May be repeated."""
+    if slab.stock is not None:
+        slab.stock.forget(slab)
+        slab.stock = None
+
+
 def _let_go(slab: Slab, last: segments.Descriptor | None = None) -> None:
-    stock, slab.stock = slab.stock, None
-    if stock is not None:
-        stock.forget(slab)
+    _give_nothing(slab)
     # Asked when the mapping has ended: this may run while the last root is ending, which has it still.
     then = weakref.ref(slab.segment, settle)
     watch = _Leaving(slab.segment, ended.append)  # last, for it is called first: see `enter`
@@ -332,7 +278,7 @@ def _after_fork() -> None:
     """In a forked child: cells are given out by the parent, and the lock may be another thread's, who does not go on here."""
     Here.lock, Here.settling = threading.RLock(), False
     for slab in list(_known.values()):
-        slab.stock = None
+        slab.stock, slab.forms = None, []
         slab.free.clear()
         slab.pending.clear()
 

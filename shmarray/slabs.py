@@ -1,7 +1,7 @@
 """Slabs: blocks in which many small arrays lie, each in a cell.
 
-Owns: the file of a slab: making it, finding it. Which process makes one is its *maker*, as long as it takes part in the store; only the
-maker gives out cells.
+Owns: the file of a slab: making it, finding it. Which process makes one is its *maker*, as long as it takes part in the store, and again
+when it comes back to that (`absences`); only the maker gives out cells.
 Must not know: who looks at which cell (`cells`), which one is given out next (`stocks`).
 
     file        made by                                removed by
@@ -17,14 +17,14 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from shmarray import blockfiles, drafts, exhaustion, memories, slabmaps, warm
+from shmarray import blockfiles, drafts, exhaustion, memories, slabmaps, slabwords, warm
 from shmarray._format import header as header_form
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._os import flocks, processes, segments
 from shmarray.blockfiles import GONE, gone
 from shmarray.errors import ArrayExistsError
-from shmarray.slabmaps import Slab
+from shmarray.slabwords import Slab
 
 if TYPE_CHECKING:
     from shmarray._format.handle import BlockKey
@@ -57,11 +57,13 @@ def _made(member: Membership, number: int, size: int, count: int, stock: Any) ->
         }
     ).encode()
     with drafts.Draft(member, places.nbytes, meta, number=number) as draft:
-        flocks.mark(draft.fd, slabmaps.MAKER_MARK)
+        flocks.mark(draft.fd, slabwords.MAKER_MARK)
+        memory = _kept(member, draft.fd)
         segment = draft.map_unlisted(names.slab(number), segments.SlabSegment)
         path = segment.tag.path
         slab = Slab(number, path, member.key.uid, places, segment, processes.me())
-        slab.stock, slab.forms = stock, [None] * count
+        slab.memory, slab.stock, slab.forms = memory, stock, [None] * count
+        slab.free.extend(range(count - 1, -1, -1))
         try:
             draft.publish(segment)
             segment.tag = None  # which holds the membership: it is to end when nothing in a slab is in use
@@ -105,13 +107,18 @@ def _mapped(member: Membership, key: BlockKey, fd: segments.Descriptor, path: st
     places = layout_of(head, path)
     if head.block != form.slab_of(key.block):
         raise blockfiles.corrupt(path, "it is another slab")
-    keeps = member.absence is not None and memories.count() < warm.most() // 2
-    memory = memories.keep_lease(fd, info) if keeps else None
+    memory = _kept(member, fd)
     segment = segments.map_shared(fd, info.st_size, kind=segments.SlabSegment)
     maker = processes.Identity(head.pid, head.start, form.namespace_from(head.meta))
     slab = Slab(head.block, path, member.key.uid, places, segment, maker)
     slab.memory = memory
     return slab
+
+
+def _kept(member: Membership, fd: segments.Descriptor) -> memories.Memory | None:
+    """Keep the descriptor of the lease that `fd` has, before that is mapped, if this process may leave the store and come back."""
+    keeps = member.absence is not None and memories.count() < warm.most() // 2
+    return memories.keep_lease(fd, segments.status(fd)) if keeps else None
 
 
 def handles(member: Membership, slab: Slab, number: int) -> list[str]:

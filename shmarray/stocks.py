@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from shmarray.cells import Root
     from shmarray.membership import Membership
     from shmarray.seats import Seat
-    from shmarray.slabmaps import Slab
+    from shmarray.slabwords import Slab
 
     Place = tuple[Slab, int]
     Fresh = tuple[Root, bool]
@@ -121,12 +121,13 @@ class Stock:
         return sum(slab.layout.count for slab in self._slabs)
 
     def _grow(self, member: Membership) -> None:
-        """Make another slab: as large as all there are, within bounds."""
+        """Use one from before an absence, or make another slab: as large as all there are, within bounds."""
         count = min(max(_FIRST, self._total() * self._size), _LARGEST) // self._size
-        slab = slabs.make(member, self._size, min(max(count, _FEWEST), _MOST), self)
-        slab.free.extend(range(slab.layout.count - 1, -1, -1))
+        new = functools.partial(slabs.make, member, self._size, min(max(count, _FEWEST), _MOST), self)
+        slab = slabmaps.find_own(member, self._size, self) or new()
         self._slabs.append(slab)
-        self._spare += 1
+        self._given += len(slab.pending)
+        self._spare += slab.is_empty
         self._set_ready(slab)
 
     def _set_ready(self, slab: Slab) -> None:
@@ -174,6 +175,7 @@ class Stock:
         for kept in (self._slabs, self._ready):
             if slab in kept:
                 kept.remove(slab)
+        slab.is_ready = False
         if not self._slabs and _stocks.get((self._store, self._size)) is self:
             del _stocks[self._store, self._size]
 
@@ -244,6 +246,7 @@ class Stock:
                 lost = [cell for cell in lost if slab.word(cell, form.STATE) == form.FREE]
                 slab.worn = sum(_is_worn(slab, cell) for cell in lost)
                 slab.free.extend(cell for cell in lost if not _is_worn(slab, cell))
+            if slab.free:
                 self._set_ready(slab)
             self._spare += slab.is_empty
 

@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("idling", "recycling", "shortage"),
     ("attachments",),
     ("blocks",),
-    ("drafts", "resting"),
+    ("drafts", "resting", "slabwords"),
     ("slabmaps",),
     ("slabs",),
     ("cells",),

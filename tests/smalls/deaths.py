@@ -14,7 +14,17 @@ from tests.helpers.tracing import within_package
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_OURS = ("cells.py", "stocks.py", "slabs.py", "slabmaps.py", "seats.py", "cellguards.py", "smalls.py", "drafts.py")
+_OURS = (
+    "cells.py",
+    "stocks.py",
+    "slabs.py",
+    "slabmaps.py",
+    "slabwords.py",
+    "seats.py",
+    "cellguards.py",
+    "smalls.py",
+    "drafts.py",
+)
 
 
 def of_smalls(filename: str) -> bool:

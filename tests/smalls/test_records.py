@@ -19,7 +19,7 @@ from shmarray._format.dtypes import encode_dtype
 from tests.smalls.things import Partner, ask, files, loading, place_of
 
 if TYPE_CHECKING:
-    from shmarray.slabmaps import Slab
+    from shmarray.slabwords import Slab
 
 LOOKS: list[tuple[Any, Any, Literal["C", "F"]]] = [
     ((64,), "f8", "C"), (64, "f8", "C"), ((8, 8), "f8", "C"), ((8, 8), "f8", "F"),

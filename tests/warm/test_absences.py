@@ -731,7 +731,7 @@ def test_a_child_has_no_part_that_another_thread_was_about_to_leave_or_to_come_b
 
 FILES = (
     *("absences.py", "attachments.py", "idling.py", "joining.py", "leasing.py", "membership.py", "memories.py"),
-    *("cells.py", "seats.py", "slabmaps.py", "slabs.py"),
+    *("cells.py", "seats.py", "slabmaps.py", "slabwords.py", "slabs.py"),
 )
 
 
