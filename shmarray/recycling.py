@@ -18,6 +18,7 @@ Free it becomes on the proof that `warm` asks for. A SIGKILL anywhere: the mark 
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _IS_UP = True  # first of the names that the interpreter's end takes away: from then on the kernel sees to what ends
 _MOST_WAITING = warm.MOST // 2
+_SELDOM = 20  # of the time, what part is spent on counting
 
 
 class Recycler(reserves.Reserve):
@@ -44,6 +46,10 @@ class Recycler(reserves.Reserve):
         """Keep nothing yet."""
         super().__init__(member.key.uid, limit)
         self._directory, self._prefix = member.control.directory, member.key.prefix
+        self._counted, self._count_at = (
+            0,
+            0.0,
+        )  # bytes kept here when all was counted last; when, at the latest, it is counted again
         warm.register(self)
 
     def takes(self, size: int) -> bool:
@@ -114,18 +120,24 @@ class Recycler(reserves.Reserve):
         kept.append(memory)
         while len(self._waiting) > _MOST_WAITING and (first := self._waiting.take_first()) is not None:
             self._drop(first)
-        if state == "free" or not self._open:
-            self._shrink(self.limit if self._open else 0)
+        if not self._open:
+            self._shrink(0)
+        elif state == "free" and (self._free.nbytes() > self._counted or time.monotonic() >= self._count_at):
+            self._shrink(self.limit)
 
-    def _shrink(self, limit: int) -> int:
-        """Let go of what was freed first until what all keep is within the limit; returns how many bytes."""
-        given = 0
+    def _shrink(self, limit: int) -> None:
+        """Let go of what was freed first until what all keep is within the limit.
+
+        Counting looks at every name in the directory. So it is done again when this process keeps more than it did at the last time, or
+        when that is some time ago, measured by what it cost: meanwhile others may keep more than is left.
+        """
+        began = time.monotonic()
         while self._free and exhaustion.used(self._directory, self._prefix + names.WARM) > limit:
             first = self._free.take_first()
             if first is not None:
-                given += first.size
                 self._drop(first)
-        return given
+        self._counted, ended = self._free.nbytes(), time.monotonic()
+        self._count_at = ended + _SELDOM * (ended - began)
 
     def _drop(self, memory: Memory) -> None:
         memory.drop()

@@ -6,9 +6,12 @@ Must not know: who asks for one.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import sys
 import threading
+import traceback
 import weakref
 from multiprocessing import pool
 from typing import TYPE_CHECKING, Any
@@ -19,6 +22,9 @@ from shmarray.hosting import mains
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from multiprocessing.connection import Connection
+
+_MOST_SAID = 3000  # bytes: what is written at once into a pipe is one piece, though several write
 
 
 def make(
@@ -33,17 +39,26 @@ def make(
     if initializer is not None and not hasattr(initializer, "__call__"):  # noqa: B004  for mypy knows `callable` too well
         message = f"initializer must be callable, not {initializer!r}"
         raise TypeError(message)
-    context = multiprocessing.get_context("spawn")
-    return HostPool(processes, _enter, (initializer, tuple(initargs)), maxtasksperchild, context)
+    return HostPool(processes, initializer, tuple(initargs), maxtasksperchild)
 
 
-def _enter(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
-    """Begin as a worker: if the host is killed, the kernel kills this process, whatever it does."""
+def _enter(failures: Connection, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    """Begin as a worker: if the host is killed, the kernel kills this process, whatever it does.
+
+    Where the initializer fails, that is told: the end of this process would say no more than that it has ended.
+    """
     host = multiprocessing.parent_process()
     if host is not None:
         ties.die_with_writer(host.sentinel)
     if initializer is not None:
-        initializer(*initargs)
+        try:
+            initializer(*initargs)
+        except Exception as error:
+            text = "".join(traceback.format_exception(error)).encode(errors="replace")
+            os.set_blocking(failures.fileno(), False)  # the first one is what is read
+            with contextlib.suppress(BlockingIOError):
+                failures.send_bytes(text[-_MOST_SAID:])
+            raise
 
 
 class HostPool(pool.Pool):
@@ -57,6 +72,24 @@ class HostPool(pool.Pool):
     _inqueue: Any
     _outqueue: Any
     _taskqueue: Any
+    _broken: LostTaskError | None = None
+
+    def __init__(
+        self,
+        processes: int | None,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        maxtasksperchild: int | None,
+    ) -> None:
+        """Start the workers."""
+        context = multiprocessing.get_context("spawn")
+        self._failures, failures = context.Pipe(duplex=False)
+        super().__init__(processes, _enter, (failures, initializer, initargs), maxtasksperchild, context)
+
+    def _check_running(self) -> None:
+        if self._broken is not None:
+            raise ValueError(str(self._broken))
+        super()._check_running()  # type: ignore[misc]
 
     def _setup_queues(self) -> None:
         # The first thing that the constructor calls; it has made an empty list for the workers.
@@ -74,15 +107,25 @@ class HostPool(pool.Pool):
         for lock in (self._inqueue._rlock, self._outqueue._wlock):
             lock.acquire(block=False)
             lock.release()
-        error = LostTaskError(
-            f"a worker of a pool has ended (exit status {status}), and with it what it was doing",
-            remedy="Make a new pool, and give it again what has no result.",
-            status=status,
-        )
+        error = self._broken = _loss(status, self._failures)
         for result in list(self._cache.values()):
             _fail(result, error)
         self._taskqueue.put(None)  # the thread that hands out tasks need not wait for more
         threading.Thread(target=self.terminate, daemon=True).start()
+
+
+def _loss(status: int, failures: Connection) -> LostTaskError:
+    """Say why a pool has ended."""
+    said = failures.recv_bytes().decode(errors="replace").rstrip() if failures.poll() else ""
+    if said:
+        last = next(line for line in reversed(said.splitlines()) if line and not line.startswith(" "))
+        summary = f"the initializer of a pool's workers has failed: {last}"
+        return LostTaskError(summary, remedy="Mend it, and make a new pool.", status=status, traceback=said)
+    return LostTaskError(
+        f"a worker of a pool has ended (exit status {status}), and with it what it was doing",
+        remedy="Make a new pool, and give it again what has no result.",
+        status=status,
+    )
 
 
 def _fail(result: Any, error: Exception) -> None:

@@ -101,6 +101,22 @@ def test_a_worker_that_dies_breaks_its_pool(state: str, store: Things, tmp_path:
         assert pool.apply(math.factorial, [3]) == 6
 
 
+def test_a_failing_initializer_is_named(store: Things) -> None:
+    """By whoever waits, and by whoever comes too late; not by an exit status, nor on standard error, again and again."""
+    pool = store.Pool(2, things.refuse_to_begin, ("no such camera: front",))
+    with pytest.raises(
+        (LostTaskError, ValueError), match=r"initializer .* has failed: OSError: no such camera: front"
+    ) as caught:
+        pool.map(things.pid_of_worker, [0] * 10)
+    assert str(caught.value).endswith("\nMend it, and make a new pool.")
+    if isinstance(caught.value, LostTaskError):
+        assert "in refuse_to_begin" in caught.value.traceback
+        assert caught.value.status == 1
+    wait_until(lambda: _refuses(pool))
+    with pytest.raises(ValueError, match="no such camera"):
+        pool.apply(math.factorial, [3])
+
+
 def _refuses(pool: Any) -> bool:
     try:
         pool.apply_async(math.factorial, [3])

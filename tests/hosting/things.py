@@ -16,6 +16,11 @@ import numpy as np
 import shmarray as sa
 
 
+def refuse_to_begin(why: str) -> None:
+    """Fail as the initializer of a pool."""
+    raise OSError(why)
+
+
 class Thing:
     """Holds a value; can do what no object should do."""
 

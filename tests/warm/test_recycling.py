@@ -107,6 +107,26 @@ def test_what_anybody_has_is_not_used_again(store: sa.Store, maker: Maker) -> No
     assert set(names(store)) == {"w"}
 
 
+def test_what_all_keep_is_counted_when_one_keeps_more_and_else_seldom(store: sa.Store, maker: Maker) -> None:
+    """Counting looks at every name in the directory: with ten thousand of them it would cost more than the next array saves."""
+    maker.do("from shmarray import recycling; used, looks = recycling.exhaustion.used, []; recycling._SELDOM = 1e9")
+    maker.do("recycling.exhaustion.used = lambda *args: looks.append(1) or used(*args)")
+    for turn in range(10):
+        array = maker.result(turn)
+        del array
+    assert maker.do("answer = len(looks)") == 1
+    first, second = maker.result(1), maker.result(2)
+    del first, second
+    maker.handle(3)
+    assert maker.do("answer = len(looks)") == 2
+    maker.do("recycling._SELDOM = 0; store._member.recycler._count_at = 0; store.trim()")
+    store.release_unclaimed()
+    for turn in range(10):
+        array = maker.result(turn)
+        del array
+    assert maker.do("answer = len(looks)") >= 10
+
+
 def test_the_maker_may_be_the_last_to_let_go(store: sa.Store, maker: Maker) -> None:
     """Then it keeps the memory at once."""
     seen = set()
