@@ -7,7 +7,7 @@ Must not know: NumPy, what a description says.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shmarray import attachments, blockfiles, cells, reaper, reclaim, roots
 from shmarray._format import header as form
@@ -28,12 +28,16 @@ def delete(segment: segments.Segment) -> bool:
         section = block.member.changing()
     except StoreClosedError:
         return False
+    anonymous = block.key.name is None
+    claimed = anonymous
     try:
         if not attachments.is_live(segment):
             return False
         # A replacer may have died between moving the name and marking this block: the name is then another's.
-        pool, removed, memory = block.member.pool, False, None
+        pool, removed = block.member.pool, False
+        memory: Any = None
         if blockfiles.leads_to(block.path, block.identity):
+            probe = _open(block) if anonymous else None
             memory = (
                 None if pool is None else block.cache.get(attachments.WARM) or pool.named(block.path, block.identity)
             )
@@ -41,14 +45,26 @@ def delete(segment: segments.Segment) -> bool:
             if not removed:
                 attachments.give_back_after(segment)
                 removed = segments.unlink(block.path)
+            if removed and probe is not None:
+                # Without its own name it gets no more handles; those that there are it counts, and the name that its memory has aside.
+                claimed = segments.status(probe).st_nlink > (memory is not None and memory.path is not None)
+                probe.close()
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
         if memory is not None:
             pool.moved(memory)
     finally:
         block.member.changed(section)
-    if block.key.name is None:
+    if claimed:  # only then: looking for them is looking at every name in the directory
         _drop_claims(block.member, f"{names.IN_FLIGHT}{block.key.block:016x}.")
     return removed
+
+
+def _open(block: attachments.Block) -> segments.Descriptor | None:
+    """Open the file of a block, to ask how many names it has; None where that cannot be."""
+    try:
+        return reclaim.open_own(block.path, block.key.uid)
+    except OSError:
+        return None  # there is no descriptor to spare
 
 
 def delete_name(member: Membership, name: str) -> bool:

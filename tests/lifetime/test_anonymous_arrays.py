@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import shmarray as sa
+from shmarray._os import segments
+from tests.helpers.leaks import SHM, shm_entries
 from tests.helpers.processes import reap, run_script, wait_until
 from tests.lifetime.holder import Holder
 
@@ -198,6 +200,66 @@ def test_unlink_frees_the_name_for_all_and_no_view(start_method: BaseContext, st
         (answer,) = [holder.tell("pickle")]
         assert isinstance(answer, sa.ArrayNotFoundError)
         array.unlink()
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 1 << 18], ids=["small", "large", "kept warm"])
+@pytest.mark.parametrize("maker", ["owner", "worker"])
+def test_unlink_looks_for_handles_only_where_there_are_any(
+    store: sa.Store, monkeypatch: pytest.MonkeyPatch, size: int, maker: str
+) -> None:
+    """The kernel counts the names of a file: with ten thousand arrays, looking at every name would cost more than all the rest."""
+    listed: list[str] = []
+    entries = segments.entries
+
+    def listing(directory: str, prefix: str) -> list[str]:
+        listed.append(prefix)
+        return entries(directory, prefix)
+
+    monkeypatch.setattr(segments, "entries", listing)
+    with Holder(multiprocessing.get_context("fork")) as holder:
+        for number in range(4):
+            if maker == "owner":
+                array = store.zeros(size)
+            else:
+                holder.tell("make", store, np.zeros(size))
+                array = holder.tell("give")
+            listed.clear()
+            array.unlink()
+            assert listed == [], number
+            with pytest.raises(sa.ArrayNotFoundError):
+                pickle.dumps(array)
+            del array
+        array = store.zeros(size)
+        handles = [pickle.dumps(array) for _ in range(3)]
+        array.unlink()
+        assert len(listed) == 1
+    assert not shm_entries(f"shmarray.{os.geteuid()}.{store.id}.h.")
+    assert len(handles) == 3
+
+
+@pytest.mark.parametrize("size", [10, 1 << 18], ids=["small", "kept warm"])
+def test_a_handle_that_is_made_while_the_array_is_deleted_does_not_stay(
+    store: sa.Store, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Up to the moment in which its name goes, or is moved aside, another process may link to it."""
+    array = store.zeros(size)
+    (entry,) = shm_entries(f"shmarray.{os.geteuid()}.{store.id}.a.")
+    path = os.path.join(SHM, entry)
+    handle = path.replace(".a.", ".h.") + ".0123456789ab"
+
+    def meanwhile(act: Callable[..., Any]) -> Callable[..., Any]:
+        def acting(first: str, *others: str) -> Any:
+            if first == path and not os.path.exists(handle):
+                os.link(path, handle)
+            return act(first, *others)
+
+        return acting
+
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(segments, name, meanwhile(getattr(segments, name)))
+    array.unlink()
+    assert not shm_entries(f"shmarray.{os.geteuid()}.{store.id}.h.")
+    assert not os.path.exists(path)
 
 
 def test_a_queue_full_of_arrays_loses_none(store: sa.Store, soon: Soon) -> None:
