@@ -2,9 +2,10 @@
 
 A worker that is sent an array, works on it and lets go of it, task after task, would join the store and leave it for each of them, and
 lose with the last thing by which it took part what stays for the next one: idle mappings (`idling`), slabs (`slabmaps`), its seat in them
-(`seats`). So a process that joins a store for the second time keeps the descriptor through which it takes the lease; when it leaves again,
-it keeps its mapping of the control file too, and lets go of the lease. It is *absent* then: it takes no part, it keeps no file, no name and
-no guardian. To come back it takes the lease again, by the same descriptor, and then looks whether the store is still open.
+(`seats`), memory of its results (`recycling`). So a process that joins a store for the second time keeps the descriptor through which it
+takes the lease; when it leaves again, it keeps its mapping of the control file too, and lets go of the lease. It is *absent* then: it takes
+no part, it keeps no array and no guardian, and the store ends without it. To come back it takes the lease again, by the same descriptor,
+and then looks whether the store is still open.
 
 Owns: the leases of what is absent; that they are let go of only where nobody in this process can still rely on them.
 Must not know: how one joins at first (`joining`), what the mappings are of that stay meanwhile.
@@ -37,13 +38,14 @@ MOST = 4
 class Absence:
     """What one needs to come back: the leases, each with its descriptor, and what stays mapped; also while one takes part."""
 
-    __slots__ = ("__weakref__", "control", "idle", "key", "leases", "memories", "seat", "slabs")
+    __slots__ = ("__weakref__", "control", "idle", "key", "leases", "memories", "recycler", "seat", "slabs")
 
     def __init__(self, key: names.StoreKey, control: layout.Control) -> None:
         """Take the leases of a process that joins. Raises `FileNotFoundError` when the store has ended."""
         self.key, self.control = key, control
         self.idle: Any = None
         self.seat: Any = None
+        self.recycler: Any = None
         self.slabs: dict[int, Any] = {}
         taken = leasing.take_kept(key, control)
         self.leases = tuple(lease for lease, _ in taken)
@@ -78,6 +80,9 @@ class Absence:
             one.close()  # before the mappings: their end looks whether they were the last that had the lease
         self.leases, self.memories, self.idle, self.seat = (), [], None, None
         self.slabs.clear()
+        recycler, self.recycler = self.recycler, None
+        if recycler is not None:
+            recycler.close()
 
     def come_back(self) -> bool:
         """Take the leases again; false if the store has ended, or if that cannot be."""
@@ -144,14 +149,21 @@ def _left(watch: weakref.ref[Any]) -> None:
     except (OSError, ValueError):
         left = False  # a descriptor was closed
     if left:
-        _absent.pop(absence.key, None)
+        _forget_absent(absence.key)
         _absent[absence.key] = absence
         # Last: a handler of this thread may have forked meanwhile, and given a child the same description; a later fork finds it there.
         left = not absence.has_crossed()
     if not left:
-        _absent.pop(absence.key, None)
+        _forget_absent(absence.key)
         absence.forget()
     tidy()
+
+
+def _forget_absent(key: names.StoreKey) -> None:
+    """Come back to that store no more."""
+    absence = _absent.pop(key, None)
+    if absence is not None:
+        absence.forget()
 
 
 def tidy() -> None:
@@ -159,7 +171,7 @@ def tidy() -> None:
     for key in list(_absent):
         known = _absent.get(key)
         if known is not None and (known.is_over() or len(_absent) > MOST):
-            _absent.pop(key, None)
+            _forget_absent(key)
 
 
 def resume(key: names.StoreKey) -> Absence | None:
@@ -179,7 +191,8 @@ def resume(key: names.StoreKey) -> Absence | None:
 def drop_all() -> bool:
     """Come back to none, where there is no descriptor or no room, and keep no slab for later; says whether there was any."""
     there = bool(_absent)
-    _absent.clear()
+    for key in list(_absent):
+        _forget_absent(key)
     for noted in list(_pins.values()):
         if (absence := noted.absence) is not None and absence.slabs:
             absence.slabs.clear()
@@ -189,7 +202,8 @@ def drop_all() -> bool:
 
 def _exit() -> None:
     _at_exit.append(True)
-    _absent.clear()
+    for key in list(_absent):
+        _forget_absent(key)
 
 
 def _forget() -> None:

@@ -6,7 +6,8 @@ on one byte of the file, which the kernel drops with the process. Who is the las
 name aside and leaves the file to who has that (`reaper`); who closes the store, or finds no more memory, removes it all the same, and the
 memory with it, for nobody has the lease.
 
-Owns: which memory this process keeps so, and how much; when it is let go of.
+Owns: which memory this process keeps so, and how much; when it is let go of: with its part in the store, or, if it may come back to that,
+when it is not to come back any more (`absences`).
 Must not know: NumPy, what is in a block, how a block gets its header.
 
     waiting  unmapped here, others have it    `a.ID`, a handle's, or `w.ID` when the last one has gone
@@ -205,15 +206,26 @@ def _begun(member: Membership) -> Recycler:
     recycler: Recycler | None = member.recycler
     if recycler is None or not recycler.is_mine():
         settle()
-        try:
-            limit = warm.share(member) if member.control.warm is None else member.control.warm
-        except OSError:
-            limit = 0  # there is no such directory any more
-        recycler = Recycler(member, limit)
+        absence = member.absence
+        recycler = None if absence is None else absence.recycler
+        if recycler is None or not recycler.is_mine():
+            recycler = _new(member)
+        if absence is not None:
+            absence.recycler = recycler  # which closes it, when this process is not to come back any more
+        member.recycler = recycler
+    return recycler
+
+
+def _new(member: Membership) -> Recycler:
+    try:
+        limit = warm.share(member) if member.control.warm is None else member.control.warm
+    except OSError:
+        limit = 0  # there is no such directory any more
+    recycler = Recycler(member, limit)
+    if member.absence is None:
         # What is registered last is called first: a call into C, which no signal handler's exception can come before.
         then = weakref.ref(member, settle)
         end = _End(member, _ended.append)
         end.then, end.recycler = then, recycler
         _ends[id(end)] = end
-        member.recycler = recycler
     return recycler

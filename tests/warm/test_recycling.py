@@ -356,7 +356,8 @@ def ours(filename: str) -> bool:
     return filename.endswith(FILES)
 
 
-def _has_only_that_of_the_owner(store: sa.Store) -> bool:
+def has_only_that_of_the_owner(store: sa.Store) -> bool:
+    """Say whether that is all that there is of it."""
     return names(store) == ["a"]
 
 
@@ -367,7 +368,7 @@ def joined() -> Iterator[sa.Store]:
         store: sa.Store = pickle.loads(bytes.fromhex(owner.wait_for("ready")))
         yield store
         store.trim()
-        wait_until(functools.partial(_has_only_that_of_the_owner, store), 10, "something stays")
+        wait_until(functools.partial(has_only_that_of_the_owner, store), 10, "something stays")
         del store
         owner.finish().expect()
 
