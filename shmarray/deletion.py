@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from shmarray import attachments, blockfiles, cells, reaper, reclaim, roots
+from shmarray import attachments, blockfiles, cells, reaper, reclaim, recycling, roots
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import segments, words
@@ -34,14 +34,14 @@ def delete(segment: segments.Segment) -> bool:
         if not attachments.is_live(segment):
             return False
         # A replacer may have died between moving the name and marking this block: the name is then another's.
-        pool, removed = block.member.pool, False
+        pool, removed = recycling.reserve_of(block.member), False
         memory: Any = None
         if blockfiles.leads_to(block.path, block.identity):
             probe = _open(block) if anonymous else None
             memory = (
                 None if pool is None else block.cache.get(attachments.WARM) or pool.named(block.path, block.identity)
             )
-            removed = memory is not None and pool.retire(memory, block.path)
+            removed = memory is not None and memory.pool.retire(memory, block.path)
             if not removed:
                 attachments.give_back_after(segment)
                 removed = segments.unlink(block.path)
@@ -51,7 +51,7 @@ def delete(segment: segments.Segment) -> bool:
                 probe.close()
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
         if memory is not None:
-            pool.moved(memory)
+            memory.pool.moved(memory)
     finally:
         block.member.changed(section)
     if claimed:  # only then: looking for them is looking at every name in the directory
@@ -85,13 +85,13 @@ def delete_name(member: Membership, name: str) -> bool:
             except OSError:
                 raise error from None
         try:
-            pool = member.pool
+            pool = recycling.reserve_of(member)
             memory = None if pool is None else pool.named(path, blockfiles.identity_of(segments.status(fd)))
-            if memory is None or not pool.retire(memory, path):
+            if memory is None or not memory.pool.retire(memory, path):
                 segments.unlink(path)
             blockfiles.mark_deleted(fd)
             if memory is not None:
-                pool.moved(memory)
+                memory.pool.moved(memory)
             else:
                 reclaim.give_back(fd)
         finally:

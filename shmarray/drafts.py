@@ -279,11 +279,11 @@ class Draft:
                 old = segments.open_existing(path)
             except OSError:
                 old = None  # not there, or nothing of ours: the move tells
-            pool, memory = self.member.pool, None
+            pool, memory = recycling.reserve_of(self.member), None
             try:
                 if old is not None and pool is not None:
                     memory = pool.named(path, blockfiles.identity_of(segments.status(old)))
-                    if memory is not None and not pool.keep_beside(memory, path):
+                    if memory is not None and not memory.pool.keep_beside(memory, path):
                         memory = None
                 try:
                     segments.replace(temporary, path)
@@ -294,7 +294,7 @@ class Draft:
                     if memory is None:
                         reclaim.give_back(old)
                 if memory is not None:
-                    pool.moved(memory)
+                    memory.pool.moved(memory)
             finally:
                 if old is not None:
                     old.close()

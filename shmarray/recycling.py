@@ -45,12 +45,10 @@ class Recycler(reserves.Reserve):
 
     def __init__(self, member: Membership, limit: int) -> None:
         """Keep nothing yet."""
-        super().__init__(member.key.uid, limit)
-        self._directory, self._prefix = member.control.directory, member.key.prefix
-        self._counted, self._count_at = (
-            0,
-            0.0,
-        )  # bytes kept here when all was counted last; when, at the latest, it is counted again
+        super().__init__(member.key.uid, member.block_prefix, limit)
+        self._directory, self._entry = member.control.directory, member.key.prefix
+        # Bytes kept here when all was counted last; when, at the latest, it is counted again.
+        self._counted, self._count_at = 0, 0.0
         warm.register(self)
 
     def takes(self, size: int) -> bool:
@@ -84,10 +82,15 @@ class Recycler(reserves.Reserve):
         return None
 
     def _takes_back(self, memory: Memory, path: str, *, anonymous: bool) -> bool:
-        """Keep it without a lease; nothing of named blocks."""
-        if not anonymous or memory.is_viewed():
+        """Keep it without a lease: of an anonymous block until others have gone, of a named one until the name goes."""
+        if memory.is_viewed():
             return False
-        memory.own_path = path
+        if memory.path is None and not anonymous:
+            if not memory.is_mine():
+                return False
+            flocks.unlock(memory.fd)
+            return self._keep_named(memory, path)
+        memory.own_path = path if memory.path is None else None
         return self._keep_or_wait(memory)
 
     def _keep_or_wait(self, memory: Memory) -> bool:
@@ -133,7 +136,7 @@ class Recycler(reserves.Reserve):
         when that is some time ago, measured by what it cost: meanwhile others may keep more than is left.
         """
         began = time.monotonic()
-        while self._free and exhaustion.used(self._directory, self._prefix + names.WARM) > limit:
+        while self._free and exhaustion.used(self._directory, self._entry + names.WARM) > limit:
             first = self._free.take_first()
             if first is not None:
                 self._drop(first)
@@ -156,6 +159,7 @@ class Recycler(reserves.Reserve):
         if not self.is_mine():
             return 0
         self.settle()
+        self._forget_named()
         given = 0
         for kept in (self._free, self._waiting):
             while (first := kept.take_first()) is not None:
@@ -200,6 +204,15 @@ def pool_of(member: Membership, size: int) -> Pool | Recycler | None:
         return None
     pool: Pool | Recycler = member.pool if member.is_owner else _begun(member)
     return pool if pool.takes(size) else None
+
+
+def reserve_of(member: Membership) -> reserves.Reserve | None:
+    """Give what keeps memory of blocks that this process has made, if anything does."""
+    if member.is_owner:
+        return member.pool  # type: ignore[no-any-return]  # the membership does not know what it keeps
+    absence = member.absence
+    recycler: Recycler | None = member.recycler or (None if absence is None else absence.recycler)
+    return None if recycler is None or not recycler.is_mine() else recycler
 
 
 def _begun(member: Membership) -> Recycler:

@@ -12,6 +12,8 @@ import os
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shmarray import memories
+from shmarray._format import names
+from shmarray._os import segments
 from shmarray.memories import Memory
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class Sized(Protocol):
 
 
 S = TypeVar("S", bound=Sized)
+_MOST_NAMED = 16
 
 
 class Stack(list[S]):
@@ -57,11 +60,12 @@ class Stack(list[S]):
 class Reserve(abc.ABC):
     """Files that one process keeps to use their memory again: those that are free, and those that others have, for which it waits."""
 
-    def __init__(self, uid: int, limit: int) -> None:
-        """Keep nothing yet, and at most so many bytes."""
-        self._uid, self.limit = uid, limit
+    def __init__(self, uid: int, prefix: str, limit: int) -> None:
+        """Keep nothing yet, and at most so many bytes; `prefix` is how the paths of the store's files begin."""
+        self._uid, self._prefix, self.limit = uid, prefix, limit
         self._process = os.getpid()
         self._free, self._waiting = Stack[Memory](), Stack[Memory]()
+        self._named: dict[str, Memory] = {}
         self._open = True
 
     def is_mine(self) -> bool:
@@ -85,8 +89,83 @@ class Reserve(abc.ABC):
                 memory.drop()
         return False
 
+    def retire(self, memory: Memory, path: str) -> bool:
+        """Instead of unlinking the name of a block, move it aside. False if its memory cannot be used again."""
+        if memory.is_lost() or not self.is_here():
+            return False
+        aside = self._aside()
+        try:
+            segments.replace(path, aside)
+        except FileNotFoundError:
+            return False  # another thread has closed the store
+        self._has_moved(memory, aside)
+        if self._named.get(path) is memory:
+            del self._named[path]
+            memory.state = "moved"
+        return True
+
+    def keep_beside(self, memory: Memory, path: str) -> bool:
+        """Before a name is moved to another block: give the memory of the one that has it a name of its own. False as `retire`."""
+        if not self.is_here() or self._named.pop(path, None) is not memory:
+            return False
+        aside = self._aside()
+        segments.link(path, aside)
+        memory.state = "moved"
+        self._has_moved(memory, aside)
+        return True
+
+    def _has_moved(self, memory: Memory, aside: str) -> None:
+        """Note the new name; whoever let go of it, or swept the store, may have looked before that was there."""
+        memory.path = aside
+        if memory.is_lost() or not self._open:
+            memory.path = None
+            segments.unlink(aside)
+
+    def moved(self, memory: Memory) -> None:
+        """After a named block was marked deleted whose name was moved aside: use its memory when nobody sees it.
+
+        Not before: marking is writing to the file, which could be another block's by then.
+        """
+        if memory.state == "moved":
+            self._append(self._waiting, memory, "waiting")
+
+    def named(self, path: str, identity: tuple[int, int]) -> Memory | None:
+        """Give the memory of a named block that this process made and has no view of; `identity` is that of the file of that name."""
+        memory = self._named.get(path)
+        return memory if memory is not None and memory.identity == identity else None
+
+    def _keep_named(self, memory: Memory, path: str) -> bool:
+        """Remember it: should this process replace or delete it, there is its memory. Whoever else does takes nothing from us but that."""
+        memory.state = "named"
+        before, self._named[path] = self._named.get(path), memory
+        if before is not None:
+            before.drop()
+        while len(self._named) > _MOST_NAMED or sum(kept.size for kept in list(self._named.values())) > self.limit:
+            oldest = next(iter(list(self._named)), "")
+            if (kept := self._named.pop(oldest, None)) is not None:
+                kept.drop()
+        if not self._open:
+            self._forget(path, memory)
+        return True
+
+    def _forget(self, path: str, memory: Memory) -> None:
+        if self._named.pop(path, None) is memory:
+            memory.drop()
+
+    def _forget_named(self) -> None:
+        for path in list(self._named):
+            if (memory := self._named.get(path)) is not None:
+                self._forget(path, memory)
+
+    def _aside(self) -> str:
+        return f"{self._prefix}{names.WARM}{os.urandom(8).hex()}"
+
     def _ask_again(self) -> None:
-        """See whether others still have what is waited for. Raises nothing."""
+        """See whether others still have what is waited for, and let go of what others deleted. Raises nothing."""
+        for path in list(self._named):  # keys alone: making tuples may start the collector, and with it `give_back`
+            named = self._named.get(path)
+            if named is not None and not named.links():
+                self._forget(path, named)
         for memory in list(self._waiting):
             if self._waiting.took(memory):
                 try:
@@ -107,3 +186,7 @@ class Reserve(abc.ABC):
     @abc.abstractmethod
     def _drop(self, memory: Memory) -> None:
         """Let go of what others may still have: if they have not, this process was the last."""
+
+    @abc.abstractmethod
+    def _append(self, kept: Stack[Memory], memory: Memory, state: str) -> None:
+        """Keep it, within the bound; nothing at all if another thread has closed the store meanwhile."""

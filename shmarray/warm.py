@@ -31,7 +31,6 @@ import weakref
 from typing import TYPE_CHECKING, Protocol
 
 from shmarray import memories, reaper, reclaim, reserves
-from shmarray._format import names
 from shmarray._os import endings, flocks, limits, processes, segments
 from shmarray.reserves import Sized, Stack
 
@@ -44,7 +43,7 @@ SMALLEST = int(_SETTING) if _SETTING.isdecimal() else 1 << 20
 """Bytes below which a file is not kept: then its pages are not what it costs. The environment may say otherwise."""
 MOST = 64
 """Files in use and free together, for each costs a descriptor."""
-_MOST_WAITING, _MOST_NAMED = MOST // 2, MOST // 4  # handles that nobody will load must not take all the places
+_MOST_WAITING = MOST // 2  # handles that nobody will load must not take all the places
 _MOST_RESTING = MOST // 4  # so that one look through them is short
 _pools: weakref.WeakValueDictionary[int, Trimmed] = weakref.WeakValueDictionary()
 _SLACK = 4  # a file is used again for what leaves at most a fifth of it unused
@@ -63,9 +62,7 @@ class Pool(reserves.Reserve):
 
     def __init__(self, member: Membership, limit: int | None) -> None:
         """Keep up to `limit` bytes; None: a share of the memory there is, or of the store's capacity."""
-        super().__init__(member.key.uid, share(member) if limit is None else limit)
-        self._prefix = member.block_prefix
-        self._named: dict[str, Memory] = {}
+        super().__init__(member.key.uid, member.block_prefix, share(member) if limit is None else limit)
         self.resting = Stack[Sized]()
         """Blocks that rest; what is dropped from the list ends as any other block."""
         register(self)
@@ -114,71 +111,12 @@ class Pool(reserves.Reserve):
         while self.resting.take_first() is not None:
             pass
 
-    def retire(self, memory: Memory, path: str) -> bool:
-        """Instead of unlinking the name of a block, move it aside. False if its memory cannot be used again."""
-        if memory.is_lost() or not self.is_here():
-            return False
-        aside = self._aside()
-        try:
-            segments.replace(path, aside)
-        except FileNotFoundError:
-            return False  # another thread has closed the store
-        self._has_moved(memory, aside)
-        if self._named.get(path) is memory:
-            del self._named[path]
-            memory.state = "moved"
-        return True
-
-    def keep_beside(self, memory: Memory, path: str) -> bool:
-        """Before a name is moved to another block: give the memory of the one that has it a name of its own. False as `retire`."""
-        if not self.is_here() or self._named.pop(path, None) is not memory:
-            return False
-        aside = self._aside()
-        segments.link(path, aside)
-        memory.state = "moved"
-        self._has_moved(memory, aside)
-        return True
-
-    def _has_moved(self, memory: Memory, aside: str) -> None:
-        """Note the new name; whoever let go of it, or swept the store, may have looked before that was there."""
-        memory.path = aside
-        if memory.is_lost() or not self._open:
-            memory.path = None
-            segments.unlink(aside)
-
-    def moved(self, memory: Memory) -> None:
-        """After a named block was marked deleted whose name was moved aside: use its memory when nobody sees it.
-
-        Not before: marking is writing to the file, which could be another block's by then.
-        """
-        if memory.state == "moved":
-            self._append(self._waiting, memory, "waiting")
-
-    def named(self, path: str, identity: tuple[int, int]) -> Memory | None:
-        """Give the memory of a named block that this process made and has no view of; `identity` is that of the file of that name."""
-        memory = self._named.get(path)
-        return memory if memory is not None and memory.identity == identity else None
-
     def _takes_back(self, memory: Memory, path: str, *, anonymous: bool) -> bool:
         """Keep the memory, or the lease: of an anonymous block until others have gone, and of a named one until the name goes."""
         if memory.path is None and not anonymous:
             return self._keep_named(memory, path)
         memory.own_path = path if memory.path is None else None
         return self._keep_or_wait(memory)
-
-    def _keep_named(self, memory: Memory, path: str) -> bool:
-        """Remember it: should this process replace or delete it, there is its memory. Whoever else does takes nothing from us but that."""
-        memory.state = "named"
-        before, self._named[path] = self._named.get(path), memory
-        if before is not None:
-            before.drop()
-        while len(self._named) > _MOST_NAMED or sum(kept.size for kept in list(self._named.values())) > self.limit:
-            oldest = next(iter(list(self._named)), "")
-            if (kept := self._named.pop(oldest, None)) is not None:
-                kept.drop()
-        if not self._open:
-            self._forget(path, memory)
-        return True
 
     def _keep_or_wait(self, memory: Memory) -> bool:
         return self._wait(memory) if memory.is_seen() else self._keep(memory)
@@ -200,15 +138,7 @@ class Pool(reserves.Reserve):
         """Ask again about what others had when this process let go of it, and let go of what others deleted. Raises nothing."""
         if not self.is_mine():
             return
-        for path in list(self._named):  # keys alone: making tuples may start the collector, and with it `give_back`
-            memory = self._named.get(path)
-            if memory is not None and not memory.links():
-                self._forget(path, memory)
         self._ask_again()
-
-    def _forget(self, path: str, memory: Memory) -> None:
-        if self._named.pop(path, None) is memory:
-            memory.drop()
 
     def _drop(self, memory: Memory) -> None:
         memory.drop()
@@ -236,18 +166,13 @@ class Pool(reserves.Reserve):
             return 0
         self.settle()
         self.wake()
-        for path in list(self._named):
-            if (memory := self._named.get(path)) is not None:
-                self._forget(path, memory)
+        self._forget_named()
         return self._shrink(0)
 
     def close(self) -> None:
         """Keep nothing any more."""
         self._open = False
         self.trim()
-
-    def _aside(self) -> str:
-        return f"{self._prefix}{names.WARM}{os.urandom(8).hex()}"
 
     def _shrink(self, limit: int) -> int:
         """Let go of what was freed first, then of what others have, until the rest is within the limit; returns what was free."""
