@@ -93,6 +93,8 @@ def _unmapped(watch: weakref.ref[segments.Segment]) -> None:
         block = watch.block
         if block is None:
             return  # it was idle: who had the lease has been the last
+        if block.key.name is not None and _named.get((block.key.store, block.key.name)) is watch:
+            _named.pop((block.key.store, block.key.name), None)  # it has the block, and that the part in the store
         anonymous = block.key.name is None
         kept: Any = block.cache.pop(idling.KEPT, None)
         if kept is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from shmarray import attachments, blockfiles, cells, reaper, reclaim, recycling, roots
+from shmarray import attachments, blockfiles, cells, reaper, reclaim, recycling, roots, warm
 from shmarray._format import header as form
 from shmarray._format import names
 from shmarray._os import segments, words
@@ -34,29 +34,40 @@ def delete(segment: segments.Segment) -> bool:
         if not attachments.is_live(segment):
             return False
         # A replacer may have died between moving the name and marking this block: the name is then another's.
-        pool, removed = recycling.reserve_of(block.member), False
-        memory: Any = None
+        removed, left, memory = False, False, None
+        probe = _open(block) if anonymous or block.file_size >= warm.SMALLEST else None
+        aside = names.aside_of(block.path) or names.aside_of_file(block.member.block_prefix, block.identity[1])
         if blockfiles.leads_to(block.path, block.identity):
-            probe = _open(block) if anonymous else None
-            memory = (
-                None if pool is None else block.cache.get(attachments.WARM) or pool.named(block.path, block.identity)
-            )
+            memory = _memory_of(block)
             removed = memory is not None and memory.pool.retire(memory, block.path)
+            if not removed and probe is not None:
+                removed = left = reclaim.leave_to_keeper(block.path, probe, aside)
             if not removed:
                 attachments.give_back_after(segment)
                 removed = segments.unlink(block.path)
-            if removed and probe is not None:
-                # Without its own name it gets no more handles; those that there are it counts, and the name that its memory has aside.
-                claimed = segments.status(probe).st_nlink > (memory is not None and memory.path is not None)
-                probe.close()
+        if removed and anonymous and probe is not None:
+            # Without its own name it gets no more handles; those that there are it counts, and the name that its memory has aside.
+            claimed = segments.status(probe).st_nlink > (left or (memory is not None and memory.path is not None))
         words.store(segment, form.state_offset(block.file_size), form.DELETED)
         if memory is not None:
             memory.pool.moved(memory)
+        if left and probe is not None:
+            reclaim.left_to_keeper(probe, aside)
+        if probe is not None:
+            probe.close()
     finally:
         block.member.changed(section)
     if claimed:  # only then: looking for them is looking at every name in the directory
         _drop_claims(block.member, f"{names.IN_FLIGHT}{block.key.block:016x}.")
     return removed
+
+
+def _memory_of(block: attachments.Block) -> Any:
+    """Give the memory of a block that this process has made, if it is to be used again."""
+    pool = recycling.reserve_of(block.member)
+    if pool is None:
+        return None
+    return block.cache.get(attachments.WARM) or pool.named(block.path, block.identity)
 
 
 def _open(block: attachments.Block) -> segments.Descriptor | None:
@@ -85,15 +96,11 @@ def delete_name(member: Membership, name: str) -> bool:
             except OSError:
                 raise error from None
         try:
-            pool = recycling.reserve_of(member)
-            memory = None if pool is None else pool.named(path, blockfiles.identity_of(segments.status(fd)))
-            if memory is None or not memory.pool.retire(memory, path):
+            kept = recycling.set_aside(member, fd, path)
+            if kept is None:
                 segments.unlink(path)
             blockfiles.mark_deleted(fd)
-            if memory is not None:
-                memory.pool.moved(memory)
-            else:
-                reclaim.give_back(fd)
+            recycling.deleted(fd, kept)
         finally:
             fd.close()
     finally:

@@ -14,7 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from shmarray import attachments, blockfiles, exhaustion, memories, reaper, reclaim, recycling, shortage
+from shmarray import attachments, blockfiles, exhaustion, memories, reaper, recycling, shortage
 from shmarray._format import control as layout
 from shmarray._format import guard, names
 from shmarray._format import header as form
@@ -279,22 +279,15 @@ class Draft:
                 old = segments.open_existing(path)
             except OSError:
                 old = None  # not there, or nothing of ours: the move tells
-            pool, memory = recycling.reserve_of(self.member), None
             try:
-                if old is not None and pool is not None:
-                    memory = pool.named(path, blockfiles.identity_of(segments.status(old)))
-                    if memory is not None and not memory.pool.keep_beside(memory, path):
-                        memory = None
+                kept = None if old is None else recycling.set_aside(self.member, old, path, beside=True)
                 try:
                     segments.replace(temporary, path)
                 except (IsADirectoryError, PermissionError) as error:
                     raise blockfiles.corrupt(path, os.strerror(error.errno or 0)) from None
                 if old is not None:
                     blockfiles.mark_deleted(old)
-                    if memory is None:
-                        reclaim.give_back(old)
-                if memory is not None:
-                    memory.pool.moved(memory)
+                    recycling.deleted(old, kept)
             finally:
                 if old is not None:
                     old.close()

@@ -83,6 +83,35 @@ def put_aside(path: str, fd: segments.Descriptor) -> bool:
     return True
 
 
+def leave_to_keeper(path: str, fd: segments.Descriptor, aside: str, *, beside: bool = False) -> bool:
+    """Before a block is deleted: move its name aside for the process that keeps its memory by a mark; false if there is none.
+
+    With `beside` its name stays, for another block is to take it. The caller takes part in the store, and marks the block deleted
+    afterwards: until then `fd` has the lease, so that the keeper does not use the memory before.
+    """
+    if not flocks.is_marked(fd, header.KEEPER_MARK) or not flocks.try_share(fd):
+        return False
+    try:
+        if beside:
+            segments.link(path, aside)
+        else:
+            segments.replace(path, aside)
+            segments.unlink(
+                path
+            )  # where somebody died between these steps, both were names of this file, and the kernel left both
+    except FileExistsError:
+        return True  # as above
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def left_to_keeper(fd: segments.Descriptor, aside: str) -> None:
+    """After the block was marked deleted: remove what has nobody to keep it any more, who looked for it before it was there."""
+    if not flocks.is_marked(fd, header.KEEPER_MARK) and segments.unlink(aside):
+        give_back(fd)
+
+
 def give_back(fd: segments.Descriptor) -> None:
     """After a block has lost its names: give the memory of its data back at once, though processes that look at it no more still map it.
 

@@ -1,17 +1,18 @@
 """Memory kept warm by processes that are not the owner of their store: a worker whose results others read and drop uses theirs again.
 
 The owner of a store keeps what it frees under a lease, as long as the store is open (`warm`). Another process may well be there longer, and
-nobody could take such a lease from it. So it keeps anonymous large blocks that it has made by a *mark* alone: a lock of another kind,
-on one byte of the file, which the kernel drops with the process. Who is the last to let go of such a block, and sees the mark, moves the
-name aside and leaves the file to who has that (`reaper`); who closes the store, or finds no more memory, removes it all the same, and the
-memory with it, for nobody has the lease.
+nobody could take such a lease from it. So it keeps large blocks that it has made by a *mark* alone: a lock of another kind, on one byte of
+the file, which the kernel drops with the process. Who is the last to let go of such a block, if that is anonymous, or deletes or replaces
+one that has a name, and sees the mark, moves the name aside and leaves the file to who has that (`reaper`, `reclaim`); who closes the store,
+or finds no more memory, removes it all the same, and the memory with it, for nobody has the lease.
 
 Owns: which memory this process keeps so, and how much; when it is let go of: with its part in the store, or, if it may come back to that,
 when it is not to come back any more (`absences`).
 Must not know: NumPy, what is in a block, how a block gets its header.
 
-    waiting  unmapped here, others have it    `a.ID`, a handle's, or `w.ID` when the last one has gone
-    free     nobody can see it                `w.ID`
+    named    unmapped here, its name keeps it the block's; when another process has deleted it, `w.INODE`
+    waiting  unmapped here, others have it    `a.ID`, a handle's, or `w.ID` when the last one has gone; or one of `w.`
+    free     nobody can see it                `w.`
 
 Free it becomes on the proof that `warm` asks for. A SIGKILL anywhere: the mark goes, and a sweep removes the file.
 `give_back` runs in finalizers, at any moment, in any thread: system calls only, it never raises and waits for nobody.
@@ -89,7 +90,10 @@ class Recycler(reserves.Reserve):
             if not memory.is_mine():
                 return False
             flocks.unlock(memory.fd)
-            return self._keep_named(memory, path)
+            if not self._has_lost_name(memory, path):
+                return self._keep_named(memory, path)
+            self._others_deleted(memory)
+            return True
         memory.own_path = path if memory.path is None else None
         return self._keep_or_wait(memory)
 
@@ -105,12 +109,39 @@ class Recycler(reserves.Reserve):
         self._append(self._waiting, memory, "waiting")
         return True
 
+    def _has_lost_name(self, memory: Memory, path: str) -> bool:
+        try:
+            info = segments.status_of(path)
+        except FileNotFoundError:
+            return True
+        return (info.st_dev, info.st_ino) != memory.identity
+
+    def _others_deleted(self, memory: Memory) -> None:
+        """Wait for those who still have it, if who deleted it has seen the mark, and moved it aside."""
+        aside = self._aside_of_named(memory)
+        if self._has_lost_name(memory, aside):
+            memory.drop()
+        else:
+            memory.path = aside
+            self._append(self._waiting, memory, "waiting")
+
+    def _aside_of_named(self, memory: Memory) -> str:
+        return names.aside_of_file(self._prefix, memory.identity[1])
+
+    def _drop_named(self, memory: Memory) -> None:
+        memory.drop()
+        reaper.last_one_out(
+            self._aside_of_named(memory), self._uid
+        )  # who deletes it may have seen the mark until just now
+
     def _keep(self, memory: Memory) -> bool:
         """Keep what nobody sees, and is exclusively locked."""
         if memory.own_path is not None:
             if not reclaim.put_aside(memory.own_path, memory.fd):  # whoever was the last has done it, or has begun to
                 reclaim.mark_deleted(memory.fd, memory.size)
             memory.path, memory.own_path = names.aside_of(memory.own_path), None
+        elif memory.state == "waiting":
+            reclaim.mark_deleted(memory.fd, memory.size)  # who moved it aside may have died before
         if not memory.is_unseen():
             return False
         flocks.unlock(memory.fd)
@@ -156,7 +187,7 @@ class Recycler(reserves.Reserve):
 
     def trim(self) -> int:
         """Give all of it back to the system; returns how many bytes. In a forked child there is none: it is the parent's."""
-        if not self.is_mine():
+        if not (_IS_UP and self.is_mine()):
             return 0
         self.settle()
         self._forget_named()
@@ -213,6 +244,31 @@ def reserve_of(member: Membership) -> reserves.Reserve | None:
     absence = member.absence
     recycler: Recycler | None = member.recycler or (None if absence is None else absence.recycler)
     return None if recycler is None or not recycler.is_mine() else recycler
+
+
+def set_aside(member: Membership, fd: segments.Descriptor, path: str, *, beside: bool = False) -> Memory | str | None:
+    """Before the block of a file is deleted: move its name aside, if its memory is kept; with `beside`, give it another one besides.
+
+    Gives that memory, if this process keeps it; the new name, if another one does; None if nothing was done. The caller has entered the
+    critical section of names, marks the block deleted, and says so (`deleted`).
+    """
+    info = segments.status(fd)
+    reserve = reserve_of(member)
+    memory = None if reserve is None else reserve.named(path, (info.st_dev, info.st_ino))
+    if reserve is not None and memory is not None:
+        return memory if (reserve.keep_beside if beside else reserve.retire)(memory, path) else None
+    aside = names.aside_of_file(member.block_prefix, info.st_ino)
+    return aside if reclaim.leave_to_keeper(path, fd, aside, beside=beside) else None
+
+
+def deleted(fd: segments.Descriptor, kept: Memory | str | None) -> None:
+    """After that block was marked deleted: let its memory be used again, or give it back."""
+    if kept is None:
+        reclaim.give_back(fd)
+    elif isinstance(kept, str):
+        reclaim.left_to_keeper(fd, kept)
+    else:
+        kept.pool.moved(kept)
 
 
 def _begun(member: Membership) -> Recycler:

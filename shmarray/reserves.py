@@ -1,6 +1,7 @@
 """What one process keeps to use its memory again.
 
-Owns: the lists of what is kept, from which threads and finalizers take; when what was let go of is kept, or waited for.
+Owns: the lists of what is kept, from which threads and finalizers take; when what was let go of is kept, or waited for; what becomes of the
+names of blocks whose memory is kept.
 Must not know: whose the memory is, on what proof it is free, how much of it is kept (`warm`, `recycling`).
 """
 
@@ -139,18 +140,21 @@ class Reserve(abc.ABC):
         memory.state = "named"
         before, self._named[path] = self._named.get(path), memory
         if before is not None:
-            before.drop()
+            self._drop_named(before)
         while len(self._named) > _MOST_NAMED or sum(kept.size for kept in list(self._named.values())) > self.limit:
             oldest = next(iter(list(self._named)), "")
             if (kept := self._named.pop(oldest, None)) is not None:
-                kept.drop()
+                self._drop_named(kept)
         if not self._open:
             self._forget(path, memory)
         return True
 
     def _forget(self, path: str, memory: Memory) -> None:
         if self._named.pop(path, None) is memory:
-            memory.drop()
+            self._drop_named(memory)
+
+    def _drop_named(self, memory: Memory) -> None:
+        memory.drop()
 
     def _forget_named(self) -> None:
         for path in list(self._named):
@@ -164,8 +168,8 @@ class Reserve(abc.ABC):
         """See whether others still have what is waited for, and let go of what others deleted. Raises nothing."""
         for path in list(self._named):  # keys alone: making tuples may start the collector, and with it `give_back`
             named = self._named.get(path)
-            if named is not None and not named.links():
-                self._forget(path, named)
+            if named is not None and self._has_lost_name(named, path) and self._named.pop(path, None) is named:
+                self._others_deleted(named)
         for memory in list(self._waiting):
             if self._waiting.took(memory):
                 try:
@@ -174,6 +178,14 @@ class Reserve(abc.ABC):
                     settled = False
                 if not settled:
                     self._drop(memory)
+
+    @abc.abstractmethod
+    def _has_lost_name(self, memory: Memory, path: str) -> bool:
+        """Say whether another process has deleted a named block, or given its name to another one."""
+
+    def _others_deleted(self, memory: Memory) -> None:
+        """See to the memory of such a block. Raises nothing."""
+        self._drop_named(memory)
 
     @abc.abstractmethod
     def _takes_back(self, memory: Memory, path: str, *, anonymous: bool) -> bool:

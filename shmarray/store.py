@@ -290,7 +290,7 @@ class Store(Constructors, Filing, Streaming, Vocabulary, hosted.Hosted, MutableM
         """
         member = self._open()
         given: int = stocks.trim(member.key.store)
-        for keeper in (member.pool, member.idle):
+        for keeper in (member.pool, member.recycler, member.idle):
             given += 0 if keeper is None else keeper.trim()
         return given + shortage.relieve_of_kept(member)
 

@@ -118,6 +118,9 @@ class Pool(reserves.Reserve):
         memory.own_path = path if memory.path is None else None
         return self._keep_or_wait(memory)
 
+    def _has_lost_name(self, memory: Memory, path: str) -> bool:  # noqa: ARG002  who deletes it leaves nothing to us
+        return not memory.links()
+
     def _keep_or_wait(self, memory: Memory) -> bool:
         return self._wait(memory) if memory.is_seen() else self._keep(memory)
 

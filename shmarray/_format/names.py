@@ -177,6 +177,15 @@ def aside_of(path: str) -> str | None:
     return before.removesuffix(ANONYMOUS) + WARM + number if before.endswith("." + ANONYMOUS) else None
 
 
+def aside_of_file(prefix: str, inode: int) -> str:
+    """Give the path to which the name of a named block is moved, or which it gets besides, while its memory is kept by another process.
+
+    >>> aside_of_file("shmarray.0.0123456789abcdef.", 255)
+    'shmarray.0.0123456789abcdef.w.00000000000000ff'
+    """
+    return f"{prefix}{WARM}{inode:016x}"
+
+
 def number_of(kind: str) -> int | None:
     """Tell which array a handle or a guard is of, from its file name without the prefix of the store; None if that says none."""
     try:

@@ -311,15 +311,6 @@ def test_who_moves_a_name_aside_for_one_that_lets_go_of_the_mark_just_then_remov
             os.unlink(os.path.join(SHM, left))
 
 
-def test_named_arrays_of_a_worker_are_not_kept(store: sa.Store, maker: Maker) -> None:
-    """They live as ever, and end when their name does."""
-    maker.do(f"a = store.full({N}, 1.0, name='x'); del a")
-    assert (store["x"] == 1.0).all()
-    assert names(store) == ["n"]
-    del store["x"]
-    assert names(store) == []
-
-
 def test_a_worker_is_killed_while_others_read_its_results(store: sa.Store) -> None:
     """At some moment of making the next one: what is read stays what it is, and nothing is left."""
     for moment in range(12):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import shmarray as sa
+from tests.helpers.leaks import shm_entries
 from tests.helpers.processes import Child, reap, wait_until
 from tests.helpers.tracing import Interrupted, Interrupter, kill_at
 from tests.warm.test_absences import parts
@@ -75,6 +76,21 @@ def test_each_result_lies_in_the_memory_of_the_last_one(store: sa.Store, tasked:
         assert (names(store), parts(store)) == (["w"], 1)
     assert len(seen) == 1
     assert (store.stats().warm >= BYTES, store.stats().anonymous, store.check(fix=True)) == (True, 0, [])
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["s['x'] = np.full({N}, 1.0)", "s.pop('x', None); a = s.full({N}, 1.0, name='x'); del a", "s['x'] = np.ones(3)"],
+)
+def test_who_has_named_an_array_is_no_part_of_the_store_any_more(store: sa.Store, tasked: Tasked, what: str) -> None:
+    """When it has let go of all it had: the name keeps the array, and it keeps nobody."""
+    handle = pickle.dumps(store).hex()
+    for _ in range(3):
+        tasked.do(f"s = pickle.loads(bytes.fromhex({handle!r})); {what.format(N=N)}; del s")
+        assert parts(store) == 1
+    assert store["x"][0] == 1
+    store.close()
+    wait_until(lambda: not shm_entries(f"shmarray.{os.geteuid()}.{store.id}."), 10, "the control file stays")
 
 
 def test_what_anybody_has_is_not_used_again(store: sa.Store, tasked: Tasked) -> None:
