@@ -24,7 +24,8 @@ The floors, top down; a module imports only from floors below it (`docs/design.m
     trees, making, arrays, wholes, computing   SharedTree, SharedArray, their handles, what is computed from them
     locks, cellguards, guards, guardwords   exclusive and shared access that survives its holder
     contents, smalls   what a block holds, in NumPy's terms; small arrays
-    deletion, stocks, cells, slabs, slabmaps   ends on request; small arrays in cells of larger blocks, and who looks at them
+    deletion, stocks, cells   ends on request; small arrays in cells of larger blocks
+    cellviews, slabs, sightings, slabmaps   those blocks, and who sees what in them
     drafts, resting, slabwords   a block in the making; one that waits for its next array; the words of a slab
     blocks, attachments   one block from birth to unlink; what this process has attached
     idling          mappings that stay where nobody looks at them

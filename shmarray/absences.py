@@ -127,16 +127,19 @@ def watch(member: Any, absence: Absence) -> None:
     """Be told when a `Membership` ends that holds these leases, and has just begun."""
     member.absence, token = absence, member.token
     # What is registered last is called first: a call into C, which no signal handler's exception can come before.
-    then = weakref.ref(token, settle)
+    then = weakref.ref(token, _callbacks.give())
     noted = _Watch(token, _ended.append)
     noted.then, noted.absence = then, absence
     _pins[id(noted)] = noted
 
 
-def settle(_: object = None) -> None:
+def settle() -> None:
     """See to all memberships that have ended. At any moment, in any thread: never raises, never waits."""
     if _IS_UP:
         endings.drain(_ended, _left)
+
+
+_callbacks = endings.Callbacks(settle)
 
 
 def _left(watch: weakref.ref[Any]) -> None:

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from shmarray import blockfiles, blocks, cellguards, cells, contents, deletion, idling, joining, smalls, wholes
+from shmarray import (
+    blockfiles,
+    blocks,
+    cellguards,
+    cells,
+    cellviews,
+    contents,
+    deletion,
+    idling,
+    joining,
+    smalls,
+    wholes,
+)
 from shmarray._format import control, header
 from shmarray._format.dtypes import decode_dtype
 from shmarray._format.handle import BlockKey, ViewSpec
@@ -67,7 +79,13 @@ class SharedArray(Computing):
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Answer NumPy's functions: what lies in this memory comes back shared, all else as a plain ndarray."""
-        result = func(*_all_plain(args), **{key: _plain(value) for key, value in kwargs.items()})
+        positional, named = _all_plain(args), {key: _plain(value) for key, value in kwargs.items()}
+        result = func(*positional, **named)
+        if type(result) is np.ndarray:
+            # What was given for the result is the result: the very object.
+            for given, plain in (*zip(args, positional, strict=True), *((kwargs[key], named[key]) for key in named)):
+                if plain is result:
+                    return given
         return _shared(result)
 
     @property
@@ -89,7 +107,7 @@ class SharedArray(Computing):
     @property
     def is_shared(self) -> bool:
         """Whether the memory is a block of a store. A copy made by indexing with an array or a mask is private."""
-        return contents.segment_of(self) is not None or cells.view_of(self) is not None
+        return contents.segment_of(self) is not None or cellviews.view_of(self) is not None
 
     @property
     def lock(self) -> Lock:
@@ -131,8 +149,8 @@ class SharedArray(Computing):
         view = self._view(lack)
         return view(), cellguards.guard_of(view)
 
-    def _view(self, lack: str) -> cells.View:
-        view = cells.view_of(self)
+    def _view(self, lack: str) -> cellviews.View:
+        view = cellviews.view_of(self)
         if view is None:
             message = f"this array is private memory, a copy: it has {lack}"
             raise ValueError(message)
@@ -169,7 +187,7 @@ class SharedArray(Computing):
         if type(segment) is not _Segment:
             segment = contents.segment_of(self)
             if segment is None:
-                view = cells.view_of(self)
+                view = cellviews.view_of(self)
                 if view is None:
                     return self.view(np.ndarray).__reduce_ex__(protocol)
                 return _attach_small, (tuple(cells.offer(view)), tuple(smalls.spec_of(self, view)))
@@ -231,7 +249,7 @@ def _all_plain(values: Any) -> Any:
 def _shared(result: Any) -> Any:
     """Give the shared type back to what lies in a block, so that it travels as a handle."""
     if type(result) is np.ndarray:
-        private = contents.segment_of(result) is None and cells.view_of(result) is None
+        private = contents.segment_of(result) is None and cellviews.view_of(result) is None
         return result if private else result.view(SharedArray)
     return type(result)([_shared(part) for part in result]) if type(result) in (list, tuple) else result
 

@@ -58,7 +58,7 @@ class _Watch(weakref.ref[segments.Segment]):
 
     def __new__(cls, segment: segments.Segment, block: Block) -> Self:  # noqa: ARG004  as __init__
         """Watch `segment`. What is registered last is called first: a call into C, which no signal handler's exception can come before."""
-        then = weakref.ref(segment, settle)
+        then = weakref.ref(segment, _callbacks.give())
         self = super().__new__(cls, segment, _ended.append)
         self.then = then
         return self
@@ -78,10 +78,13 @@ _ended: deque[weakref.ref[segments.Segment]] = deque()
 _tidy_at = [256]
 
 
-def settle(_: object = None) -> None:
+def settle() -> None:
     """See to all blocks that were unmapped: that which has just been, and those where an exception of a signal handler came between."""
     if _IS_UP:
         endings.drain(_ended, _unmapped)
+
+
+_callbacks = endings.Callbacks(settle)
 
 
 def _unmapped(watch: weakref.ref[segments.Segment]) -> None:

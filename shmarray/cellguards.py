@@ -19,7 +19,7 @@ from shmarray._os import flocks, segments
 from shmarray.errors import ArrayExistsError
 
 if TYPE_CHECKING:
-    from shmarray.cells import View
+    from shmarray.cellviews import View
     from shmarray.guards import Guard
 
 _META = b'{"name":null,"leaves":[["|u1",[0],null,0]],"tree":null}'

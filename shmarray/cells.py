@@ -23,75 +23,38 @@ import contextlib
 import os
 import time
 import weakref
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shmarray import exhaustion, keeping, seats, slabmaps, slabs
+from shmarray import cellviews, exhaustion, keeping, seats, slabmaps, slabs
 from shmarray._format import control as layout
 from shmarray._format import names
 from shmarray._format import slab as form
 from shmarray._format.handle import BlockKey
-from shmarray._os import fences, segments, words
+from shmarray._os import endings, fences, segments, words
 from shmarray.blockfiles import GONE, corrupt, gone, not_found
+from shmarray.cellviews import View
 from shmarray.errors import ShmArrayError
 
 if TYPE_CHECKING:
+    from collections import deque
+
     from shmarray.membership import Membership
     from shmarray.seats import Seat
     from shmarray.slabwords import Slab
 
-Root = np.ndarray[Any, np.dtype[Any]]
+Root = cellviews.Root
 _BYTE, _frombuffer = np.dtype(np.uint8), np.frombuffer
 _PAUSE, _LOOK_AFTER, _PATIENCE = 20e-6, 0.05, 10.0  # seconds
 
 
-class View(weakref.ref[Root]):
-    """A cell that this process looks at: the end of its root is noted by a call into C, and then seen to.
-
-    `offered`: others may know the array, by a handle or by a fork.
-    """
-
-    __slots__ = ("cell", "guard", "ident", "member", "number", "offered", "slab", "then")
-
-    ident: int
-    slab: Slab
-    cell: int
-    number: int
-    member: Membership
-    offered: bool
-    guard: Any
-    then: weakref.ref[Root]
-
-    @property
-    def key(self) -> BlockKey:
-        """The array's identity, as handles have it."""
-        return BlockKey(self.member.key.uid, self.member.key.store, self.number, None, None)
-
-
 Here = slabmaps.Here
-_views: dict[int, View] = {}
-ended: deque[weakref.ref[Root]] = deque()
+_views, view_of = cellviews.known, cellviews.view_of
+ended: deque[weakref.ref[Root]] = Here.ended
 _append = ended.append
 _load, _STORE_AT, _OPEN = words.WORD_FORMAT.unpack_from, layout.STATE_AT, layout.OPEN
 _ref, _new = weakref.ref, weakref.ref.__new__
-
-
-def view_of(array: Any) -> View | None:
-    """Find the cell that an array lies in; None if in none."""
-    root, base = array, getattr(array, "base", None)
-    while base is not None and type(base) is not memoryview:
-        root, base = base, getattr(base, "base", None)
-    below: Any = None if base is None else base.obj
-    view = None if base is None else _views.get(id(below)) or _views.get(id(root))
-    # An entry stays for a moment after its root has ended, in whose place another object may be by then.
-    return view if view is not None and (view() is below or view() is root) else None
-
-
-def over(root: Root) -> Root:
-    """Give what arrays over a cell are made of: an array over a memoryview of its root."""
-    return _frombuffer(root.data, _BYTE)
 
 
 def current_seat(member: Membership) -> Seat | None:
@@ -128,6 +91,7 @@ def renew_seat(member: Membership) -> None:
     with Here.lock, contextlib.suppress(ShmArrayError, OSError):
         if member.seat is not None:
             current_seat(member)
+    settle()
 
 
 def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | None, *, offered: bool) -> Root:
@@ -135,34 +99,51 @@ def look(member: Membership, slab: Slab, cell: int, number: int, seat: Seat | No
 
     Without a seat the cell is marked as one that is never used again.
     """
-    view: View | None = slab.views.get(cell)
-    if view is not None and (root := view()) is not None:
-        if view.number == number:
-            view.offered = view.offered or offered
-            return root
-        if view.number == slab.word(cell, form.NUMBER):
-            raise not_found(member, BlockKey(member.key.uid, member.key.store, number, None, None), GONE)
-        # Another thread's, of a handle to what is gone, which it is about to drop: it will strike out nothing of this one.
-    if slab.stock is not None and slab.word(cell, form.ASKED):
-        # In the midst of this thread's own asking, for the lock is held: who looks now is not to wait for the answer, but is one.
-        slab.set_word(cell, form.ASKED, 0)
-    nbytes = min(max(slab.word(cell, form.NBYTES), 1), slab.layout.size)
-    return enter(member, slab, cell, number, seat, nbytes, offered=offered)
+    while True:
+        view: View | None = slab.views.get(cell)
+        if view is not None and (root := view()) is not None:
+            if view.number == number:
+                view.offered = view.offered or offered
+                return root
+            if view.number == slab.word(cell, form.NUMBER):
+                raise not_found(member, BlockKey(member.key.uid, member.key.store, number, None, None), GONE)
+            # Another thread's, of a handle to what is gone, which it is about to drop: it will strike out nothing of this one.
+        if slab.stock is not None and slab.word(cell, form.ASKED):
+            # In the midst of this thread's own asking, for the lock is held: who looks now is not to wait for the answer, but is one.
+            slab.set_word(cell, form.ASKED, 0)
+        nbytes = min(max(slab.word(cell, form.NBYTES), 1), slab.layout.size)
+        entered = enter(member, slab, cell, number, seat, nbytes, instead=view, offered=offered)
+        if entered is not None:
+            return entered
 
 
 def enter(
-    member: Membership, slab: Slab, cell: int, number: int, seat: Seat | None, nbytes: int, *, offered: bool
-) -> Root:
-    """With the lock held: begin to look at so many bytes of a cell of which this process has no view."""
+    member: Membership,
+    slab: Slab,
+    cell: int,
+    number: int,
+    seat: Seat | None,
+    nbytes: int,
+    *,
+    instead: View | None,
+    offered: bool,
+) -> Root | None:
+    """With the lock held: begin to look at so many bytes of a cell of which this process has no view, but an entry of one that has ended.
+
+    None if that is another one by now: a signal handler of this thread has come to look at it in between.
+    """
     root = _frombuffer(slab.segment, _BYTE, nbytes, slab.layout.size * cell)
     # What is registered last is called first: a call into C, which no signal handler's exception can come before.
-    then, ident = _ref(root, settle), id(root)
+    then, ident = _ref(root, _callbacks.give()), id(root)
     view = _new(View, root, _append)
     # No call from here on: no signal handler finds a view that does not know what it is of.
     view.then, view.guard, view.ident = then, None, ident
     view.slab, view.cell, view.number, view.member, view.offered = slab, cell, number, member, offered
+    views = slab.views
+    if (views[cell] if cell in views else None) is not instead:  # noqa: SIM401  `get` is a call
+        return None
     # Entered first: a root that ended before and is seen to now, in this thread, then strikes out nothing of this one.
-    slab.views[cell] = _views[view.ident] = view
+    views[cell] = _views[ident] = view
     if seat is None:
         slab.set_word(cell, form.PINNED, 1)
     else:
@@ -170,7 +151,7 @@ def enter(
     return root
 
 
-def settle(_: object = None) -> None:
+def settle() -> None:
     """See to all roots that have ended, unless another thread is at it or at work on cells: then it does, afterwards. Never waits."""
     lock = Here.lock
     while ended and not Here.settling:
@@ -193,6 +174,10 @@ def settle(_: object = None) -> None:
         slabmaps.settle()
 
 
+Here.settle = settle
+_callbacks = endings.Callbacks(settle)
+
+
 def _dropped(view: weakref.ref[Root]) -> None:
     """Strike out the byte of a cell whose root has ended, unless there is a new one. May be repeated."""
     if not isinstance(view, View):
@@ -200,13 +185,15 @@ def _dropped(view: weakref.ref[Root]) -> None:
     if _views.get(view.ident) is view:
         del _views[view.ident]
     slab, cell = view.slab, view.cell
-    if slab.views.get(cell) is not view:
-        return
     seat: Seat | None = view.member.seat
     crossed = seat is None or seat.has_crossed()
+    views = slab.views
+    # No call from here on, up to where the entry is gone: a signal handler that comes to look at the cell does so before or after.
+    if cell not in views or views[cell] is not view:
+        return
     if seat is not None and not crossed:
         slab.bytes[slab.layout.seats + slab.layout.count * seat.index + cell] = 0
-    del slab.views[cell]
+    del views[cell]
     if slab.stock is not None:
         slab.stock.dropped(slab, cell, known=view.offered or crossed)
     elif not slab.views:
@@ -329,8 +316,3 @@ def delete(view: View) -> bool:
     for path in slabs.handles(member, slab, view.number):
         segments.unlink(path)
     return True
-
-
-def count(store: int) -> int:
-    """How many cells of that store this process looks at."""
-    return sum(view.member.key.store == store for view in list(_views.values()))

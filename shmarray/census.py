@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from shmarray import attachments, blockfiles, cells, contents, deletion, reaper, seats, slabfiles, warm
+from shmarray import attachments, blockfiles, cellviews, contents, deletion, reaper, seats, slabfiles, warm
 from shmarray._format import control as layout
 from shmarray._format import header as form
 from shmarray._format import names
@@ -142,7 +142,7 @@ def stats(member: Membership) -> StoreStats:
         warm=kept + spare,
         capacity=capacity,
         free=free if capacity is None else max(0, min(free, capacity - size)),
-        attached=attachments.attached(member.key.store) + cells.count(member.key.store),
+        attached=attachments.attached(member.key.store) + cellviews.count(member.key.store),
     )
 
 

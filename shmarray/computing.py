@@ -7,7 +7,7 @@ Must not know: where the memory of an array is.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -16,6 +16,19 @@ class Computing(np.ndarray[Any, np.dtype[Any]]):
     """An ndarray of which methods that compute or copy give plain ones."""
 
     __slots__ = ()
+
+    def __iadd__(self, other: Any) -> Self:  # type: ignore[misc]  # of whatever NumPy adds in place
+        """Add in place. Raises `TypeError` for what will not be added to an array of NumPy's, as a tensor.
+
+        NumPy says so by `NotImplemented`, and Python, which takes an array for a sequence here, would bind that to the name.
+        """
+        result = super().__iadd__(other)
+        if result is NotImplemented:
+            kind = type(other).__name__
+            remedy = "Give NumPy's array: a += numpy.asarray(b), or b.numpy() of a tensor."
+            message = f"a {kind} cannot be added to a shared array in place\n{remedy}"
+            raise TypeError(message)
+        return result
 
     def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
         """Convert; the result is a plain ndarray, as from `numpy.asarray(self).astype`."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -20,7 +18,7 @@ from shmarray._format import layouts, names
 from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
 from shmarray._format.handle import ViewSpec
 from shmarray._os import segments
-from shmarray.errors import CorruptBlockError, DTypeError, ShmArrayError
+from shmarray.errors import CorruptBlockError, ShmArrayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -303,46 +301,3 @@ def bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
     """View the memory of a dense array as bytes, in the order in which it lies there."""
     flat = array.reshape(-1) if array.flags.c_contiguous else array.T.reshape(-1)
     return flat.view(np.uint8).data if array.nbytes else memoryview(b"")
-
-
-def plain(value: Any) -> np.ndarray[Any, Any]:
-    """Make an ndarray of what a user gave.
-
-    Raises `TypeError` for a masked array, whose mask would be lost, `DTypeError` for what NumPy makes no array of.
-    """
-    masked = sys.modules.get("numpy.ma")  # NumPy loads it late; without it nobody has a masked array
-    if masked is not None and isinstance(value, masked.MaskedArray):
-        message = (
-            "a masked array cannot be put whole: its mask would be lost\n"
-            'Put both: store.put({"data": a.data, "mask": numpy.ma.getmaskarray(a)}).'
-        )
-        raise TypeError(message)
-    # Of a mapping NumPy would take the keys, and lose the values.
-    if not isinstance(value, np.ndarray) and isinstance(value, Mapping):
-        raise _no_array(value)
-    array = np.asarray(value)
-    if array.dtype == object and not array.shape and not isinstance(value, (np.ndarray, np.generic)):
-        raise _no_array(value)
-    return array
-
-
-def _no_array(value: object) -> DTypeError:
-    """Describe what NumPy can only keep as a Python object."""
-    kind = type(value).__name__
-    managers = sys.modules.get("multiprocessing.managers")
-    if managers is not None and isinstance(value, managers.BaseProxy):
-        summary = f"a proxy ({kind}) cannot be put into a store: what it stands for lives in another process, not in shared memory"
-        remedy = (
-            "Pass it as an argument or through a queue; a name can be given to arrays and to what a store makes: locks, queues, "
-            "dicts, ..."
-        )
-    elif isinstance(value, Mapping):
-        summary = f"a {kind} cannot be put into a store: only dict and OrderedDict come back as what they were"
-        remedy = "Convert it with dict(...)."
-    else:
-        summary = f"an object of type {kind} cannot be put into a store"
-        remedy = (
-            "Put arrays or what NumPy makes one of; dicts, lists, tuples, dataclasses of these; or what a store makes: locks, queues, "
-            "dicts, ... Other objects go through a store's Queue or dict, pickled."
-        )
-    return DTypeError(summary, remedy=remedy, dtype="object", field="")

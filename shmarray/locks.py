@@ -9,7 +9,7 @@ from __future__ import annotations
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from shmarray import blocks, cellguards, cells, guards, joining, scopes, shields
+from shmarray import blocks, cellguards, cells, cellviews, guards, joining, scopes, shields
 from shmarray._format import flags, slab
 from shmarray._format.handle import BlockKey
 from shmarray._os import futexes
@@ -200,7 +200,7 @@ class Lock:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a handle."""
-        view = cells.view_of(self._root)
+        view = cellviews.view_of(self._root)
         key = blocks.offer(segment_behind(self._root)) if view is None else cells.offer(view)
         return _attach, (type(self), tuple(key))
 
@@ -301,5 +301,5 @@ def _attach(kind: type[Lock], key: tuple[Any, ...]) -> Lock:
     member = joining.join(block_key.store_key)
     if slab.is_cell(block_key.block):
         root = cells.attach(member, block_key)
-        return kind(root, cellguards.guard_of(cast("cells.View", cells.view_of(root))))
+        return kind(root, cellguards.guard_of(cast("cellviews.View", cellviews.view_of(root))))
     return over(kind, blocks.attach(member, block_key))

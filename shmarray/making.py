@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from shmarray import contents, copying, resting, smalls, stocks
+from shmarray._format import foreign
 from shmarray.arrays import SharedArray, leaf
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def plan(dtype: np.dtype[Any], layout: layouts.Layout) -> Plan:
 
 
 def put(member: Membership, value: Any, name: str | None, *, replace: bool = False) -> SharedArray:
-    """Copy an array; layout (C, Fortran or any other axis order) is kept. Raises as `contents.create` does, and `contents.plain`."""
-    array = contents.plain(value)
+    """Copy an array; layout (C, Fortran or any other axis order) is kept. Raises as `contents.create` does, and `foreign.plain`."""
+    array = foreign.plain(value)
     layout = contents.layout_like(array)
     if name is None:
         form = smalls.form_of(array.dtype, layout)

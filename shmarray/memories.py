@@ -22,7 +22,7 @@ from typing import Any
 
 from shmarray import reclaim
 from shmarray._format import header as form
-from shmarray._os import flocks, processes, segments
+from shmarray._os import endings, flocks, processes, segments
 
 _all: dict[int, weakref.ref[Memory]] = {}
 # Forks change these lists by calls into C alone, which no exception of a signal handler can come before.
@@ -64,7 +64,8 @@ class Memory:
         if segments.has_forked_since(fd):
             self._era = object()  # by a signal handler, before this: a child has it too
         number = id(self)
-        _all[number] = weakref.ref(self, functools.partial(_close, fd, self.identity, number))
+        end = endings.Callbacks(functools.partial(_close, fd, self.identity, number), most=0)
+        _all[number] = weakref.ref(self, end.give())
         segments.keep_open(fd)  # only now: from here on nobody else closes it in a child
 
     def begin(self) -> None:
@@ -199,7 +200,7 @@ def _leads_to(fd: segments.Descriptor, identity: tuple[int, int]) -> bool:
     return (info.st_dev, info.st_ino) == identity
 
 
-def _close(fd: segments.Descriptor, identity: tuple[int, int], number: int = 0, _: object = None) -> None:
+def _close(fd: segments.Descriptor, identity: tuple[int, int], number: int = 0) -> None:
     """Close the descriptor of a memory, which may have gone: by an exception, and without having been let go of."""
     _all.pop(number, None)
     if _leads_to(fd, identity):

@@ -2,9 +2,9 @@
 
 The owner of a store keeps what it frees under a lease, as long as the store is open (`warm`). Another process may well be there longer, and
 nobody could take such a lease from it. So it keeps large blocks that it has made by a *mark* alone: a lock of another kind, on one byte of
-the file, which the kernel drops with the process. Who is the last to let go of such a block, if that is anonymous, or deletes or replaces
-one that has a name, and sees the mark, moves the name aside and leaves the file to who has that (`reaper`, `reclaim`); who closes the store,
-or finds no more memory, removes it all the same, and the memory with it, for nobody has the lease.
+the file, which the kernel drops with the process. Who is the last to let go of such a block, if that is anonymous, or deletes or
+replaces one that has a name, and sees the mark, moves the name aside and leaves the file to who has that (`reaper`, `reclaim`); who closes
+the store, or finds no more memory, removes it all the same, and the memory with it, for nobody has the lease.
 
 Owns: which memory this process keeps so, and how much; when it is let go of: with its part in the store, or, if it may come back to that,
 when it is not to come back any more (`absences`).
@@ -217,10 +217,13 @@ _ends: dict[int, _End] = {}
 _ended: deque[weakref.ref[Membership]] = deque()
 
 
-def settle(_: object = None) -> None:
+def settle() -> None:
     """See to all parts that have ended. At any moment, in any thread: never raises, never waits."""
     if _IS_UP:
         endings.drain(_ended, _close)
+
+
+_callbacks = endings.Callbacks(settle)
 
 
 def _close(end: weakref.ref[Membership]) -> None:
@@ -293,7 +296,7 @@ def _new(member: Membership) -> Recycler:
     recycler = Recycler(member, limit)
     if member.absence is None:
         # What is registered last is called first: a call into C, which no signal handler's exception can come before.
-        then = weakref.ref(member, settle)
+        then = weakref.ref(member, _callbacks.give())
         end = _End(member, _ended.append)
         end.then, end.recycler = then, recycler
         _ends[id(end)] = end

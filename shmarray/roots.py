@@ -58,7 +58,7 @@ def over(segment: segments.Segment, nbytes: int, subject: Subject) -> Root:
     # its end is noted, so who has a view of the same bytes from it is counted.
     base: Any = root.base
     # What is registered last is called first: a call into C, which no signal handler's exception can come before.
-    then = _ref(base, settle)
+    then = _ref(base, _callback())
     watch = _new(Watch, base, _append)
     watch.then, watch.segment = then, segment
     watch.subject = subject
@@ -67,10 +67,13 @@ def over(segment: segments.Segment, nbytes: int, subject: Subject) -> Root:
     return root
 
 
-def settle(_: object = None) -> None:
+def settle() -> None:
     """See to all roots that have ended. At any moment, in any thread: never raises, never waits."""
     if _IS_UP and ended:
         endings.drain(ended, _see_to)
+
+
+_callback = endings.Callbacks(settle).give
 
 
 def _see_to(watch: weakref.ref[memoryview]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmarray import contents
-from shmarray._format import npy
+from shmarray._format import foreign, npy
 from shmarray._format.dtypes import check_dtype
 from shmarray._os import files
 from shmarray.errors import DTypeError
@@ -121,7 +121,7 @@ def _array(value: Any, what: str) -> np.ndarray[Any, Any]:
         hint = "save a dict of arrays, or numpy.asarray(...) of it" if known else "save an array or a dict of arrays"
         message = f"{what} is no array but of type {type(value).__name__}: {hint}"
         raise TypeError(message)
-    array = contents.plain(value)
+    array = foreign.plain(value)
     try:
         check_dtype(array.dtype)
     except DTypeError as error:

@@ -18,12 +18,14 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shmarray import membership, memories, reaper, reclaim
 from shmarray._os import endings, processes, segments
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shmarray.absences import Absence
     from shmarray.membership import Membership
     from shmarray.slabwords import Slab
@@ -37,6 +39,10 @@ class Here:
 
     lock = threading.RLock()
     settling = False
+    ended: ClassVar[deque[Any]] = deque()
+    """What `cells` has noted to be at its end."""
+    settle: Callable[[], None] = staticmethod(lambda: None)
+    """See to that. Whoever has had the lock calls it, for who finds the lock taken leaves it to him."""
 
 
 class _Part(weakref.ref["Membership"]):
@@ -85,13 +91,13 @@ def _take_part(member: Membership) -> None:
     part = _parts.get(store)
     if part is None or part() is not member:
         # What is registered last is called first: a call into C, which no signal handler's exception can come before.
-        then = weakref.ref(member, settle)
+        then = weakref.ref(member, _callbacks.give())
         part = _Part(member, ended.append)
         part.then, part.store, part.absence = then, store, member.absence
         _parts[store] = part
 
 
-def settle(_: object = None) -> None:
+def settle() -> None:
     """See to all that has ended, unless another thread is at work on slabs: then it does, afterwards. Never raises, never waits."""
     lock = Here.lock if _IS_UP else None
     while lock is not None and ended:
@@ -104,6 +110,11 @@ def settle(_: object = None) -> None:
         finally:
             if True in got:
                 lock.release()
+    if Here.ended:  # of which another thread had to leave the end to this one
+        Here.settle()
+
+
+_callbacks = endings.Callbacks(settle)
 
 
 def _see_to(one: weakref.ref[Any]) -> None:
@@ -125,13 +136,20 @@ def _left(part: _Part) -> None:
         return
     there = [key for key in list(_known) if key[0] == store]
     for key in there:
-        _give_nothing(
-            _known[key]
-        )  # before the first lease is let go of: nothing is given out of what may lose its memory
+        if (known := _known.get(key)) is not None:
+            _give_nothing(
+                known
+            )  # before the first lease is let go of: nothing is given out of what may lose its memory
     for key in there:
         slab = forget(store, key[1] << 32)
-        if slab is not None and (absence is None or not _left_to_others(slab, absence)):
+        if slab is not None and slab.views:
+            _known.setdefault(key, slab)  # a signal handler has come to take part meanwhile, and looks into it
+        elif slab is not None and (absence is None or not _left_to_others(slab, absence)):
             _let_go(slab)
+    member = membership.near(store)
+    if member is not None:
+        _take_part(member)
+        return
     _parts.pop(store, None)
 
 
@@ -172,7 +190,7 @@ def find_own(member: Membership, size: int, stock: Any) -> Slab | None:
     for slab in [*absent, *(slab for key, slab in list(_known.items()) if key[0] == store)]:
         if slab.is_mine and slab.stock is None and slab.layout.size == size:
             found = find_again(member, slab.number) if slab in absent else slab
-            if found is not None:
+            if found is not None and found.is_mine:
                 _idle.pop((store, found.number >> 32), None)
                 found.stock = stock
                 return found
@@ -211,7 +229,7 @@ def _give_nothing(slab: Slab) -> None:
 def _let_go(slab: Slab, last: segments.Descriptor | None = None) -> None:
     _give_nothing(slab)
     # Asked when the mapping has ended: this may run while the last root is ending, which has it still.
-    then = weakref.ref(slab.segment, settle)
+    then = weakref.ref(slab.segment, _callbacks.give())
     watch = _Leaving(slab.segment, ended.append)  # last, for it is called first: see `enter`
     watch.then, watch.path, watch.uid, watch.last = then, slab.path, slab.uid, last or slab.memory
     _leaving[id(watch)] = watch
@@ -271,14 +289,14 @@ def leave(member: Membership) -> None:
 
 def made_for(stock: Any) -> list[Slab]:
     """Give the slabs out of which that stock gives, as they were made: it may not know of one yet."""
-    return [slab for slab in list(_known.values()) if slab.stock is stock]
+    return [slab for slab in list(_known.values()) if slab.stock is stock and slab.is_mine]
 
 
 def _after_fork() -> None:
     """In a forked child: cells are given out by the parent, and the lock may be another thread's, who does not go on here."""
     Here.lock, Here.settling = threading.RLock(), False
     for slab in list(_known.values()):
-        slab.stock, slab.forms = None, []
+        slab.stock = None
         slab.free.clear()
         slab.pending.clear()
 

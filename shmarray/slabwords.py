@@ -60,8 +60,8 @@ class Slab:
 
     @property
     def is_mine(self) -> bool:
-        """Whether this process has made it."""
-        return bool(self.forms)
+        """Whether this process has made it: a child that was forked in the midst of a call goes on with its parent's."""
+        return bool(self.forms) and self.maker == processes.me()
 
     @property
     def is_empty(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from shmarray import blockfiles, cells, contents, joining, membership, stocks
+from shmarray import blockfiles, cells, cellviews, contents, joining, membership, stocks
 from shmarray._format import names, slab
 from shmarray._format.dtypes import decode_dtype, encode_dtype
 
@@ -58,10 +58,10 @@ def make(
     root, is_clear = fresh
     if clear and not is_clear:
         root[:] = 0
-    return _new(kind, layout.shape, dtype, cells.over(root), 0, layout.strides)
+    return _new(kind, layout.shape, dtype, cellviews.over(root), 0, layout.strides)
 
 
-def spec_of(array: np.ndarray[Any, Any], view: cells.View) -> ViewSpec:
+def spec_of(array: np.ndarray[Any, Any], view: cellviews.View) -> ViewSpec:
     """Say what part of a cell's array this view of it is."""
     root: Any = view()
     return contents.spec_of(array, root.nbytes, None, functools.partial(contents.address_of, root))
@@ -76,7 +76,7 @@ def attach(kind: type[Array], key: BlockKey, spec: ViewSpec) -> Array:
     try:
         if spec.offset < 0:  # NumPy looks only at the other end
             raise ValueError("a view begins before its array")
-        array = _new(kind, spec.shape, decode_dtype(spec.dtype), cells.over(root), spec.offset, spec.strides)
+        array = _new(kind, spec.shape, decode_dtype(spec.dtype), cellviews.over(root), spec.offset, spec.strides)
     except (ValueError, TypeError) as error:
         raise blockfiles.corrupt(f"{member.block_prefix}{names.slab(key.block)}", str(error)) from None
     if not spec.writeable:

@@ -22,15 +22,13 @@ import operator
 from time import time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shmarray import cells, membership, seats, slabmaps, slabs, warm
+from shmarray import cells, membership, sightings, slabmaps, slabs, warm
 from shmarray._format import control, names
 from shmarray._format import slab as form
 from shmarray._os import fences, processes, segments, words
 from shmarray.errors import ShmArrayError, StoreFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from shmarray.cells import Root
     from shmarray.membership import Membership
     from shmarray.seats import Seat
@@ -76,11 +74,13 @@ class Stock:
 
     # -- giving out ----------------------------------------------------------------------------------------------------
 
-    def give(self, member: Membership, seat: Seat, array: Form) -> Fresh:
-        """Put a new array into a cell, and look at it. Raises as `slabs.make` does."""
+    def give(self, member: Membership, seat: Seat, array: Form) -> Fresh | None:
+        """Put a new array into a cell, and look at it; None in a child forked in the midst of this. Raises as `slabs.make` does."""
         slab, cell, at = self._next(member)
         record = slab.words
         before = record[at]
+        if not _busy:
+            return None
         number = before + form.A_GENERATION if before else form.number_of(slab.number, cell, 1)
         if slab.forms[cell] is array:  # nobody else has seen the last one, and what its record says holds for this one
             record[at + _BORN] = time_ns()
@@ -88,7 +88,9 @@ class Stock:
             slab.forms[cell] = None
             slab.describe(cell, form.described(array.nbytes, time_ns(), array.meta))
             slab.forms[cell] = array
-        root = cells.enter(member, slab, cell, number, seat, array.nbytes, offered=False)
+        enter, root = cells.enter, None
+        while root is None:
+            root = enter(member, slab, cell, number, seat, array.nbytes, instead=slab.views.get(cell), offered=False)
         record[at] = number
         record[at + _STATE] = form.LIVE
         self._given += 1
@@ -191,7 +193,9 @@ class Stock:
                         self.ask(member)
                 finally:
                     _busy.clear()
-            return sum(self._remove(slab) for slab in list(self._slabs) if slab.is_empty)
+            given = sum(self._remove(slab) for slab in list(self._slabs) if slab.is_empty and slab.is_mine)
+        cells.settle()
+        return given
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -200,7 +204,7 @@ class Stock:
         self._given = 0
         self._find_lost()
         pending = [(slab, cell) for slab in self._slabs for cell in list(slab.pending) if cell not in slab.views]
-        seen = _seen(member, pending)
+        seen = sightings.seen(member, pending)
         suspects = [place for place in pending if place not in seen]
         if not suspects:
             return
@@ -213,8 +217,8 @@ class Stock:
                 slab.set_word(cell, form.ASKED, 1)
             fences.fence()
             # In this order: a handle becomes a byte and not the reverse, for who is asked makes no handle without having a byte.
-            handed = _in_flight(member, suspects)
-            seen = _seen(member, suspects)
+            handed = sightings.in_flight(member, suspects)
+            seen = sightings.seen(member, suspects)
             for slab, cell in suspects:
                 lives = slab.word(cell, form.STATE) != form.DELETED  # to what is deleted no handle leads
                 if (slab, cell) in seen or (lives and (slab, cell) in handed):
@@ -237,6 +241,7 @@ class Stock:
     def _find_lost(self) -> None:
         """Find the cells that a call lost which an exception of a signal handler cut short."""
         self._spare = 0
+        self._slabs[:] = [slab for slab in self._slabs if slab.is_mine]
         self._slabs.extend(slab for slab in slabmaps.made_for(self) if slab not in self._slabs)
         for slab in self._slabs:
             if len(slab.free) + slab.worn + len(slab.views) + len(slab.pending) < slab.layout.count:
@@ -259,38 +264,6 @@ def _is_worn(slab: Slab, cell: int) -> bool:
 _stocks: dict[tuple[int, int], Stock] = {}
 # An entry for each call under way: what begins in the midst of another one, out of a finalizer, finds it half done.
 _busy: list[None] = []
-
-
-def _seen(member: Membership, places: Iterable[Place]) -> set[Place]:
-    """Tell which of these cells somebody looks at: a living process's byte is in its seat, or one without a seat has been there."""
-    rows: dict[Slab, dict[int, bytes]] = {}
-    for slab in {slab for slab, _ in places}:
-        places_of, count = slab.layout, slab.layout.count
-        table = bytes(slab.bytes[places_of.seats : places_of.seats + form.SEATS * count])
-        there = [index for index in range(form.SEATS) if table.count(0, index * count, (index + 1) * count) < count]
-        rows[slab] = {index: table[index * count : (index + 1) * count] for index in there}
-    # After the bytes were read: who has sat down since looks at nothing without having waited for the answer.
-    alive = seats.alive(member, {index for found in rows.values() for index in found})
-    seen = set()
-    for slab, cell in places:
-        looked_at = any(row[cell] and row[cell] == alive.get(index) for index, row in rows[slab].items())
-        if looked_at or slab.word(cell, form.PINNED):
-            seen.add((slab, cell))
-    return seen
-
-
-def _in_flight(member: Membership, places: Iterable[Place]) -> set[Place]:
-    """Tell to which of these cells there is a handle in flight, or kept in a block."""
-    try:
-        found = {slab for slab, _ in places if slab.links() > 1}
-    except FileNotFoundError:
-        return set(places)  # the store has ended
-    if not found:
-        return set()
-    prefix = member.key.prefix + names.IN_FLIGHT
-    entries = segments.entries(member.control.directory, prefix)
-    there = {entry[len(prefix) :].partition(".")[0] for entry in entries}
-    return {(slab, cell) for slab, cell in places if f"{slab.word(cell, form.NUMBER):016x}" in there}
 
 
 def allocate(member: Membership, array: Form) -> Fresh | None:
@@ -331,12 +304,14 @@ def leave(member: Membership) -> None:
     """After the store was closed here: keep nothing of its slabs but what is in use."""
     with cells.Here.lock:
         slabmaps.leave(member)
+    cells.settle()
 
 
 def trim(store: int) -> int:
     """Give back the slabs of a store in which there is no array; returns how many bytes. Unmap others' that are not in use."""
     with cells.Here.lock:
         slabmaps.drop_idle(store)
+    cells.settle()
     return sum(stock.trim() for key, stock in list(_stocks.items()) if key[0] == store)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 _SHOWN = 8  # keys in a repr
+_WRITE = "Write into a leaf, tree[key][...] = value, or put another tree under the name."
 
 
 class SharedTree:
@@ -60,7 +61,8 @@ class SharedTree:
     @classmethod
     def _over(cls, root: np.ndarray[Any, Any], node: form.Node, path: tuple[Any, ...]) -> Self:
         tree = cls.__new__(cls)
-        tree._root, tree._node, tree._path = root, node, path
+        for name, value in (("_root", root), ("_node", node), ("_path", path)):
+            object.__setattr__(tree, name, value)
         return tree
 
     @property
@@ -130,6 +132,18 @@ class SharedTree:
         message = f"{type(self).__name__} has no attribute {name!r}"
         raise AttributeError(message)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises `AttributeError`: the structure is fixed."""
+        message = f"{type(self).__name__}.{name} cannot be set: a tree's structure and numbers are fixed\n{_WRITE}"
+        raise AttributeError(message)
+
+    def _put_back(self, key: Any, value: Any) -> None:
+        """Take what lies there already, as `tree[key] += 1` gives it: it was changed in place. Raises `TypeError` for anything else."""
+        there = self.__getitem__(key) if isinstance(value, np.ndarray) else None
+        if not isinstance(there, np.ndarray) or _facts(there) != _facts(value):
+            message = f"a {type(self).__name__} does not take another value for {key!r}: a tree's structure and numbers are fixed\n{_WRITE}"
+            raise TypeError(message)
+
     def _child(self, key: Any) -> Any:
         return _view(self._root, self._node.child(key), (*self._path, key))
 
@@ -150,6 +164,10 @@ class SharedMapping(SharedTree, Mapping[Any, Any]):
     def __getitem__(self, key: Any) -> Any:
         """Reach a child."""
         return self._child(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Take the leaf that lies there already: so `tree[key] += 1` adds in place. Raises `TypeError` for any other value."""
+        self._put_back(key, value)
 
     def __iter__(self) -> Iterator[Any]:
         """Go through the keys, in their order."""
@@ -186,6 +204,15 @@ class SharedSequence(SharedTree, Sequence[Any]):
             message = f"index {index} of a {self._node.kind} of {size}"
             raise IndexError(message)
         return self._child(index % size)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Take the leaf that lies there already: so `tree[index] += 1` adds in place. Raises `TypeError` for any other value."""
+        self._put_back(index, value)
+
+
+def _facts(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
+    """Tell where an array lies and how."""
+    return contents.address_of(array), array.shape, array.strides, array.dtype
 
 
 def _segment_of(root: np.ndarray[Any, Any]) -> segments.Segment:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from shmarray._format import classes
+from shmarray._format import classes, foreign
 from shmarray._format.dtypes import check_dtype
 from shmarray._format.nodes import KEY_TYPES, MAX_DEPTH, Node, root, unflatten
 from shmarray._format.values import VALUE_TYPES, encode_value
@@ -93,19 +93,16 @@ class _Flattening:
         if kind is dict or kind is collections.OrderedDict:
             return ["d" if kind is dict else "o", *self._members(value)]
         if kind not in self._shapes and classes.kind_of(kind) is None:
-            if not _is_tensor(kind):
+            if not foreign.is_tensor(kind):
                 self._refuse(*_objection(value))
             return ["a", self._leaf(value, self._array_of(value))]
         return self._record(value)
 
     def _array_of(self, value: Any) -> np.ndarray[Any, Any]:
         try:
-            return np.asarray(value)
-        except (TypeError, RuntimeError) as error:  # memory of another device, or a tensor whose gradient is recorded
-            first = (str(error).splitlines() or [""])[0]
-            self._refuse(
-                f"of {_article(type(value))} NumPy makes no array: {first}", "Put the array that it should be."
-            )
+            return foreign.array_of(value)
+        except TypeError as error:
+            raise TypeError(f"{self._where()}: {error}") from None
 
     def _leaf(self, value: Any, array: np.ndarray[Any, Any] | None = None) -> int:
         """Number a leaf, once for each object; `array` is what NumPy makes of it, if it is not NumPy's own."""
@@ -180,11 +177,6 @@ class _Flattening:
 
     def _refuse(self, problem: str, remedy: str) -> NoReturn:
         raise TypeError(f"{self._where()}: {problem}\n{remedy}")
-
-
-def _is_tensor(kind: type) -> bool:
-    """Say whether a class is another library's array: memory with shape and dtype, and nothing else that NumPy would leave out."""
-    return hasattr(kind, "__array_interface__") or (hasattr(kind, "__array__") and hasattr(kind, "__dlpack__"))
 
 
 def _objection(value: object) -> tuple[str, str]:

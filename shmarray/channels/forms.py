@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from shmarray import contents
-from shmarray._format import layouts
+from shmarray._format import foreign, layouts
 from shmarray._format.dtypes import check_dtype, decode_dtype, encode_dtype
 from shmarray.errors import DTypeError, ShapeError
 
@@ -141,7 +141,7 @@ class Form:
 
     @staticmethod
     def _checked(field: Field, value: Any) -> np.ndarray[Any, Any]:
-        array = contents.plain(value)
+        array = foreign.plain(value)
         if not _fits(field, array.shape):
             raise _unfit(field, array.shape)
         if array.dtype != field.dtype and not np.can_cast(array.dtype, field.dtype, "same_kind"):

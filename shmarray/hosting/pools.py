@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from multiprocessing.connection import Connection
 
-_MOST_SAID = 3000  # bytes: what is written at once into a pipe is one piece, though several write
+_MOST_SAID, _MOST_SHOWN = (
+    2800,
+    300,
+)  # bytes, characters: what is written at once into a pipe is one piece, though several write
 
 
 def make(
@@ -54,10 +57,12 @@ def _enter(failures: Connection, initializer: Callable[..., object] | None, init
         try:
             initializer(*initargs)
         except Exception as error:
+            lines = "".join(traceback.format_exception_only(error)).splitlines()
+            what = next((line for line in lines if line.strip() and not line.startswith(" ")), type(error).__name__)
             text = "".join(traceback.format_exception(error)).encode(errors="replace")
             os.set_blocking(failures.fileno(), False)  # the first one is what is read
             with contextlib.suppress(BlockingIOError):
-                failures.send_bytes(text[-_MOST_SAID:])
+                failures.send_bytes(what[:_MOST_SHOWN].encode(errors="replace") + b"\n" + text[-_MOST_SAID:])
             raise
 
 
@@ -116,11 +121,10 @@ class HostPool(pool.Pool):
 
 def _loss(status: int, failures: Connection) -> LostTaskError:
     """Say why a pool has ended."""
-    said = failures.recv_bytes().decode(errors="replace").rstrip() if failures.poll() else ""
-    if said:
-        last = next(line for line in reversed(said.splitlines()) if line and not line.startswith(" "))
-        summary = f"the initializer of a pool's workers has failed: {last}"
-        return LostTaskError(summary, remedy="Mend it, and make a new pool.", status=status, traceback=said)
+    what, _, said = (failures.recv_bytes() if failures.poll() else b"").decode(errors="replace").partition("\n")
+    if what:
+        summary = f"the initializer of a pool's workers has failed: {what}"
+        return LostTaskError(summary, remedy="Mend it, and make a new pool.", status=status, traceback=said.rstrip())
     return LostTaskError(
         f"a worker of a pool has ended (exit status {status}), and with it what it was doing",
         remedy="Make a new pool, and give it again what has no result.",

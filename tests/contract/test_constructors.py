@@ -228,6 +228,31 @@ def test_put_takes_what_asarray_takes(store: sa.Store, tmp_path_factory: pytest.
     assert shared.sum() == 15
 
 
+class Parameters:
+    """A mapping in all but name, as those of torch are: NumPy would take its keys."""
+
+    def keys(self) -> list[str]:
+        """Give the names."""
+        return ["w"]
+
+    def __len__(self) -> int:
+        """Say how many there are."""
+        return 1
+
+    def __getitem__(self, key: Any) -> Any:
+        """Give a name by position, or an array by name."""
+        return ["w"][key] if isinstance(key, int) else np.ones(2)
+
+
+def test_a_mapping_in_all_but_name_is_refused_with_the_remedy(store: sa.Store) -> None:
+    """Its values would be lost without a word."""
+    with pytest.raises(sa.DTypeError, match=r"Parameters .*\nConvert it with dict\(\.\.\.\)\.") as caught:
+        store.put(Parameters())
+    assert isinstance(caught.value, TypeError)
+    assert store.put(dict(Parameters()))["w"].tolist() == [1, 1]
+    assert len(store) == 0
+
+
 def test_a_masked_array_is_refused_with_the_remedy(store: sa.Store) -> None:
     """Its mask would be lost without a word; the message shows how to put both."""
     masked = np.ma.masked_array([1, 2], [False, True])

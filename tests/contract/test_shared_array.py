@@ -130,6 +130,42 @@ def test_a_shared_array_is_not_made_by_its_constructor(store: sa.Store) -> None:
     assert pickle.loads(pickle.dumps(a[[0]])).shape == (1, 3)
 
 
+class Declining:
+    """Another library's array, which adds itself to none of NumPy's."""
+
+    __array_priority__ = 1000
+
+    def __radd__(self, other: Any) -> str:
+        """Add in its own way."""
+        return "its own"
+
+
+def test_what_will_not_be_added_in_place_is_a_type_error(store: sa.Store) -> None:
+    """`a += tensor` bound `NotImplemented` to the name, and added nothing."""
+    a = store.zeros(3, name="a")
+    with pytest.raises(TypeError, match=r"\nGive NumPy's array: a \+= numpy\.asarray\(b\)"):
+        a += Declining()
+    with pytest.raises(TypeError, match="Declining"):
+        store["a"] += Declining()
+    a += 1
+    a += np.arange(3)
+    before = a
+    a += [1, 1, 1]
+    assert a is before
+    assert (store["a"].tolist(), a + Declining()) == ([2, 3, 4], "its own")
+
+
+def test_what_is_given_for_the_result_is_the_result(store: sa.Store) -> None:
+    """The very object, whether it is given by name or by position."""
+    x, out = store.put(np.arange(6.0).reshape(2, 3)), store.zeros(3)
+    assert np.sum(x, axis=0, out=out) is out
+    assert np.sum(x, 0, None, out) is out
+    assert np.concatenate([x[0, :1], x[1, :2]], out=out) is out
+    assert np.take(x[0], [0, 1, 2], out=out) is out
+    assert np.clip(x[0], 1, 2, out=out) is out
+    assert out.tolist() == [1, 1, 2]
+
+
 def test_bytes_are_swapped_in_place_on_demand(store: sa.Store) -> None:
     """`byteswap(True)` changes the memory that all see, and returns the array; without, the result is a plain copy."""
     a = store.put(np.array([1, 256], "u2"))

@@ -218,6 +218,40 @@ def test_a_shared_tree_can_be_put_again(store: sa.Store) -> None:
     assert store["three"]["part"][0].weight.sum() == 6
 
 
+def test_a_leaf_is_changed_in_place_by_any_operator(store: sa.Store) -> None:
+    """`tree[key] += 1` is no assignment of another value; any other value is refused with the remedy, and nothing has changed."""
+    mapping = store.put({"a": np.zeros(3), "b": {"c": np.ones(2)}, "n": 5}, name="t")
+    mapping["a"] += 2
+    store["t"]["b"]["c"] *= 3
+    sequence = store.put([np.zeros(2), 7])
+    sequence[0] -= 1
+    sequence[-2] = sequence[0]
+    assert (mapping["a"].tolist(), store["t"]["b"]["c"].tolist(), sequence[0].tolist()) == ([2, 2, 2], [3, 3], [-1, -1])
+    refused: list[tuple[Any, Any, Any]] = [
+        (mapping, "a", np.zeros(3)),
+        (mapping, "a", mapping["a"][:2]),
+        (mapping, "b", {}),
+        (mapping, "n", 6),
+        (sequence, 0, sequence[0][::-1]),
+        (sequence, 1, 8),
+    ]
+    for tree, key, value in refused:
+        with pytest.raises(TypeError, match=r"fixed\nWrite into a leaf, tree\[key\]\[\.\.\.\]"):
+            tree[key] = value
+    with pytest.raises(KeyError):
+        mapping["missing"] = np.zeros(3)
+
+
+def test_a_field_of_a_tree_cannot_be_set(store: sa.Store) -> None:
+    """It would be this object's alone, and nobody else would see it."""
+    tree = store.put(Point(np.zeros(2), np.ones(2)))
+    for name in ("x", "typo"):
+        with pytest.raises(AttributeError, match=r"fixed\nWrite into a leaf"):
+            setattr(tree, name, np.ones(2))
+    tree.x[:] = 4
+    assert tree.x.tolist() == [4, 4]
+
+
 def test_a_leaf_that_occurs_twice_is_stored_once(store: sa.Store) -> None:
     """The same object in two places stays one array."""
     shared = np.zeros(3)

@@ -17,7 +17,7 @@ from tests.helpers.processes import reap
 from tests.helpers.tracing import Interrupted, Interrupter, kill_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def in_child(deed: Callable[[], object], *, collect: bool = True) -> int:
@@ -93,3 +93,21 @@ def interrupt_everywhere(
             return interruptions
         interruptions += 1
         n += step
+
+
+def interrupters(files: Callable[[str], bool], at_least: int = 10) -> Iterator[Interrupter]:
+    """Give one for the first point in these files, one for the second, and so on, up to one that is not reached.
+
+    Each is entered once by who goes through them. The collector rests meanwhile, for what it calls back has steps of its own.
+    """
+    n, reached = 0, True
+    gc.disable()
+    try:
+        while reached:
+            n += 1
+            interrupter = Interrupter(n, files)
+            yield interrupter
+            reached = interrupter.count >= n
+    finally:
+        gc.enable()
+    assert n > at_least, f"only {n} points"

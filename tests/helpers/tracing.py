@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import ctypes
-import gc
 import importlib
 import importlib.util
 import itertools
@@ -158,7 +157,11 @@ class Interrupter:
                 sys.setprofile(None)
                 what = getattr(arg, "__qualname__", "") if event == "c_return" else ""
                 self.where = f"{event} {what} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
-                raise self.error
+                self.interrupt()
+
+    def interrupt(self) -> None:
+        """Do what the handler does."""
+        raise self.error
 
     def __enter__(self) -> Self:
         """Begin to count."""
@@ -168,24 +171,6 @@ class Interrupter:
     def __exit__(self, *exc: object) -> None:
         """Count no more."""
         sys.setprofile(None)
-
-
-def interrupters(files: Files, at_least: int = 10) -> Iterator[Interrupter]:
-    """Give one for the first point in these files, one for the second, and so on, up to one that is not reached.
-
-    Each is entered once by who goes through them. The collector rests meanwhile, for what it calls back has steps of its own.
-    """
-    n, reached = 0, True
-    gc.disable()
-    try:
-        while reached:
-            n += 1
-            interrupter = Interrupter(n, files)
-            yield interrupter
-            reached = interrupter.count >= n
-    finally:
-        gc.enable()
-    assert n > at_least, f"only {n} points"
 
 
 class Call(NamedTuple):

@@ -117,6 +117,25 @@ def test_a_failing_initializer_is_named(store: Things) -> None:
         pool.apply(math.factorial, [3])
 
 
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("group", "ExceptionGroup: several (2 sub-exceptions)"),
+        ("long", "ValueError: " + "x " * 144),
+        ("lines", "ValueError: first"),
+    ],
+)
+def test_any_failure_of_an_initializer_ends_the_pool_and_is_named(store: Things, what: str, says: str) -> None:
+    """Whatever its traceback looks like: it must not be in the way of telling those who wait."""
+    pool = store.Pool(1, things.fail_to_begin, (what,))
+    with pytest.raises((LostTaskError, ValueError)) as caught:
+        pool.map_async(math.factorial, [3]).get(30)
+    assert str(caught.value).splitlines()[0] == f"the initializer of a pool's workers has failed: {says}"
+    wait_until(lambda: _refuses(pool))
+    pool.terminate()
+    pool.join()
+
+
 def _refuses(pool: Any) -> bool:
     try:
         pool.apply_async(math.factorial, [3])

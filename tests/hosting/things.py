@@ -21,6 +21,13 @@ def refuse_to_begin(why: str) -> None:
     raise OSError(why)
 
 
+def fail_to_begin(what: str) -> None:
+    """Fail so that the last lines of the traceback do not say what has failed."""
+    if what == "group":
+        raise ExceptionGroup("several", [ValueError("one"), OSError("two")])
+    raise ValueError("x " * 5000 if what == "long" else "first\n  second\nthird")
+
+
 class Thing:
     """Holds a value; can do what no object should do."""
 

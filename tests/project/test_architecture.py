@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("blocks",),
     ("drafts", "resting", "slabwords"),
     ("slabmaps",),
-    ("slabs",),
+    ("slabs", "sightings", "cellviews"),
     ("cells",),
     ("stocks", "deletion"),
     ("contents",),

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _OURS = (
     "cells.py",
+    "cellviews.py",
     "stocks.py",
+    "sightings.py",
     "slabs.py",
     "slabmaps.py",
     "slabwords.py",

@@ -215,6 +215,36 @@ os._exit(0)"""
     assert is_whole(kept[-1], serial)
 
 
+def test_a_child_that_is_forked_as_its_parent_comes_back_to_its_slab_gives_nothing_out_of_it(
+    store: sa.Store, tasked: Maker
+) -> None:
+    """In the midst of that the slab is in no table, where the child would find that it is its parent's."""
+    kept = [(tasked.makes(store, serial := next_serial()), serial) for _ in range(3)]
+    tasked.do("""from shmarray import memories
+take, pids, back = memories.Memory.take_lease_again, [], os.pipe()
+
+def forking(self):
+    taken = take(self)
+    if self.size > 1 << 16 and not pids:
+        pids.append(os.fork())
+    return taken
+
+memories.Memory.take_lease_again = forking""")
+    serial = next_serial()
+    child = "mine = [made(s, 10**6 + n) for n in range(200)]; os.write(back[1], bytes([is_whole(a, {serial})])); os._exit(0)"
+    text = f"""s = {loading(pickle.dumps(store))}
+a = made(s, {serial})
+if pids == [0]:
+    {child.replace("{serial}", str(serial))}
+memories.Memory.take_lease_again = take
+said = pickle.dumps(a).hex()
+del a, s"""
+    kept.append((pickle.loads(bytes.fromhex(tasked.do(text))), serial))
+    assert tasked.do("said = [os.waitpid(pids[0], 0)[1], len(pids), os.read(back[0], 1)[0]]") == [0, 1, 1]
+    kept.extend((tasked.makes(store, serial := next_serial()), serial) for _ in range(30))
+    assert all(is_whole(array, number) for array, number in kept)
+
+
 @pytest.mark.parametrize("keeps", [True, False], ids=["by its lease", "by a descriptor of its own"])
 def test_memory_of_a_slab_that_its_maker_removes_does_not_stay_for_who_is_absent(
     store: sa.Store, tasked: Maker, worker: Worker, *, keeps: bool

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmarray as sa
-from shmarray import cells, seats, slabmaps, stocks
+from shmarray import cells, seats, sightings, slabmaps
 from shmarray._format import slab as form
 from tests.helpers.processes import reap, wait_until
 from tests.helpers.sweeps import in_child
@@ -49,7 +49,7 @@ def test_a_handle_made_while_the_maker_asks_keeps_its_array(store: sa.Store, mon
     array = made(store, serial)
     handle = pickle.dumps(array)
     place = place_of(array)
-    seen, in_flight = stocks._seen, stocks._in_flight
+    seen, in_flight = sightings.seen, sightings.in_flight
     turns: list[int] = []
     done: list[bool] = []
     with Partner() as other:
@@ -68,8 +68,8 @@ def test_a_handle_made_while_the_maker_asks_keeps_its_array(store: sa.Store, mon
             done.append(done_shortly(other))
             return found
 
-        monkeypatch.setattr(stocks, "_seen", attach_after_the_first_look)
-        monkeypatch.setattr(stocks, "_in_flight", offer_after_the_look_for_handles)
+        monkeypatch.setattr(sightings, "seen", attach_after_the_first_look)
+        monkeypatch.setattr(sightings, "in_flight", offer_after_the_look_for_handles)
         del array
         ask(store)
         monkeypatch.undo()
@@ -155,7 +155,7 @@ def test_what_a_finalizer_makes_while_its_process_asks_is_its_own(
     handles = [pickle.dumps(array) for _, array in arrays]
     loaded = [pickle.loads(handle) for handle in handles]
     sent: list[tuple[int, bytes]] = []
-    seen = stocks._seen
+    seen = sightings.seen
     turns: list[int] = []
 
     def look(*args: Any) -> Any:
@@ -166,7 +166,7 @@ def test_what_a_finalizer_makes_while_its_process_asks_is_its_own(
         return found
 
     del arrays, loaded
-    monkeypatch.setattr(stocks, "_seen", look)
+    monkeypatch.setattr(sightings, "seen", look)
     arrays = []
     if way == "trim":
         store.trim()
@@ -190,7 +190,7 @@ def test_what_a_finalizer_loads_while_its_process_asks_stays(
     handle = pickle.dumps(array)
     place = place_of(array)
     had: list[Any] = []
-    in_flight = stocks._in_flight
+    in_flight = sightings.in_flight
 
     def load(*args: Any) -> Any:
         found = in_flight(*args)
@@ -200,7 +200,7 @@ def test_what_a_finalizer_loads_while_its_process_asks_stays(
             had.append(loaded if end == "held" else pickle.dumps(loaded) if end == "sent on" else None)
         return found
 
-    monkeypatch.setattr(stocks, "_in_flight", load)
+    monkeypatch.setattr(sightings, "in_flight", load)
     monkeypatch.setattr(cells, "_PATIENCE", 0.2)
     del array
     ask(store)
@@ -225,7 +225,9 @@ def test_nobody_waits_for_a_maker_that_died_asking(child: bool, store: sa.Store)
         maker.do(f"array = made(store, {serial})")
         handle = bytes.fromhex(maker.do("said = pickle.dumps(array).hex()"))
         maker.do("del array\nfrom shmarray import stocks\nimport signal")
-        maker.begin("stocks._in_flight = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nstore.trim()")
+        maker.begin(
+            "from shmarray import sightings; sightings.in_flight = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nstore.trim()"
+        )
         assert maker.finish().returncode == -9
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cells, "_PATIENCE", 2.0)

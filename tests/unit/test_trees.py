@@ -520,6 +520,18 @@ class Tensor:
         raise NotImplementedError
 
 
+class Parameter(Tensor):
+    """A tensor whose gradient is recorded: NumPy is not given it, but what it is made of."""
+
+    def detach(self) -> Tensor:
+        """Give that."""
+        return Tensor(np.asarray(self.data, "f4"))
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
+        """Refuse."""
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
 class Picture:
     """Memory of another library, as Pillow shows its own."""
 
@@ -544,17 +556,19 @@ def test_arrays_of_other_libraries_are_leaves() -> None:
     back = unflatten(root(description), leaves.__getitem__)
     assert back["w"] is back["again"][0]
     assert [type(leaf) for leaf in leaves] == [np.ndarray] * 3
+    assert [leaf.tolist() for leaf in flatten([Parameter([1, 2])])[1]] == [[1, 2]]
 
 
 def test_a_tensor_that_numpy_cannot_read_is_refused_by_its_path() -> None:
     """Memory of a GPU, or with a gradient: the library's own reason, in one line."""
-    for error in (RuntimeError("requires grad. Use detach()\nmore"), TypeError("on a GPU")):
+    for error in (RuntimeError("it is elsewhere\nmore"), TypeError("Got unsupported ScalarType BFloat16")):
         with pytest.raises(TypeError) as caught:
             flatten({"w": [Tensor(error)]})
         lines = str(caught.value).splitlines()
         assert lines[0].startswith("['w'][0]: of a ")
         assert lines[0].endswith(str(error).splitlines()[0])
         assert len(lines) == 2
+        assert lines[1].startswith("Put its bytes" if "BFloat16" in lines[0] else "Put it as an array in main memory")
     with pytest.raises(DTypeError) as refused:
         flatten({"w": Tensor(np.array([None]))})
     assert refused.value.path == "['w']"

@@ -18,7 +18,8 @@ from shmarray import absences, inspection, warm
 from shmarray._os import flocks
 from tests.helpers import leaks
 from tests.helpers.processes import Child, reap, run_command, run_script, wait_until
-from tests.helpers.tracing import Interrupted, interrupters, kill_at
+from tests.helpers.sweeps import interrupters
+from tests.helpers.tracing import Interrupted, kill_at
 from tests.warm.test_idling import BYTES, FORK, File, N, Reader
 from tests.warm.test_idling_anonymous import OWNER, sent
 

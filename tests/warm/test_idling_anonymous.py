@@ -17,7 +17,8 @@ from shmarray._format import names
 from shmarray._os import flocks, segments
 from tests.helpers.leaks import SHM, shm_entries
 from tests.helpers.processes import Child, reap, wait_until
-from tests.helpers.tracing import Interrupted, Interrupter, interrupters, kill_at
+from tests.helpers.sweeps import interrupters
+from tests.helpers.tracing import Interrupted, Interrupter, kill_at
 from tests.warm.test_idling import BYTES, FORK, File, N, Reader
 from tests.warm.test_idling_attacks import load_while, ours, tell
 

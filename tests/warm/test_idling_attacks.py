@@ -16,7 +16,8 @@ import pytest
 import shmarray as sa
 from shmarray import idling
 from tests.helpers.processes import Child, reap
-from tests.helpers.tracing import Interrupted, Interrupter, count_events, interrupters, kill_at
+from tests.helpers.sweeps import interrupters
+from tests.helpers.tracing import Interrupted, Interrupter, count_events, kill_at
 from tests.warm.test_idling import BYTES, File, N, Reader
 
 if TYPE_CHECKING:
