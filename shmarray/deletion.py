@@ -24,18 +24,18 @@ def delete(segment: segments.Segment) -> bool:
     block: attachments.Block = segment.tag
     if not attachments.is_live(segment):
         return False
+    anonymous = block.key.name is None
+    claimed = anonymous
+    probe = _open(block) if anonymous or block.file_size >= warm.SMALLEST else None
     try:
         section = block.member.changing()
     except StoreClosedError:
         return False
-    anonymous = block.key.name is None
-    claimed = anonymous
     try:
         if not attachments.is_live(segment):
             return False
         # A replacer may have died between moving the name and marking this block: the name is then another's.
         removed, left, memory = False, False, None
-        probe = _open(block) if anonymous or block.file_size >= warm.SMALLEST else None
         aside = names.aside_of(block.path) or names.aside_of_file(block.member.block_prefix, block.identity[1])
         if blockfiles.leads_to(block.path, block.identity):
             memory = _memory_of(block)
@@ -71,11 +71,15 @@ def _memory_of(block: attachments.Block) -> Any:
 
 
 def _open(block: attachments.Block) -> segments.Descriptor | None:
-    """Open the file of a block, to ask how many names it has; None where that cannot be."""
+    """Open the file of a block, to ask how many names it has; None where that cannot be, or its name is another one's."""
     try:
-        return reclaim.open_own(block.path, block.key.uid)
+        fd = reclaim.open_own(block.path, block.key.uid)
     except OSError:
         return None  # there is no descriptor to spare
+    if fd is not None and blockfiles.identity_of(segments.status(fd)) != block.identity:
+        fd.close()
+        return None
+    return fd
 
 
 def delete_name(member: Membership, name: str) -> bool:

@@ -64,8 +64,7 @@ class Memory:
         if segments.has_forked_since(fd):
             self._era = object()  # by a signal handler, before this: a child has it too
         number = id(self)
-        end = endings.Callbacks(functools.partial(_close, fd, self.identity, number), most=0)
-        _all[number] = weakref.ref(self, end.give())
+        _all[number] = weakref.ref(self, endings.once(functools.partial(_close, fd, self.identity, number)))
         segments.keep_open(fd)  # only now: from here on nobody else closes it in a child
 
     def begin(self) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _IS_UP = True  # first of the names that the interpreter's end takes away
+_MOST_IDLE = 64
 _pop: Callable[[deque[Any]], Any] = deque.popleft
 
 
@@ -47,9 +48,9 @@ class Callbacks:
     something, or unmapped what ends. A generator goes on inside its `try`. It serves one weak reference at a time, and then another one.
     """
 
-    def __init__(self, settle: Callable[[], object], most: int = 64) -> None:
-        """Have none ready; keep at most so many for the next ones."""
-        self._settle, self._most = settle, most
+    def __init__(self, settle: Callable[[], object]) -> None:
+        """Have none ready."""
+        self._settle = settle
         self._idle: deque[Generator[None, Any]] = deque()
 
     def give(self) -> Callable[[object], object]:
@@ -58,8 +59,9 @@ class Callbacks:
             waiting = self._idle.pop()
         except IndexError:
             return self._new()
-        # It may be that it has come back a moment too early, in another thread or below this very call.
-        return self._new() if waiting.gi_running else waiting.send  # type: ignore[attr-defined]  # a generator has it
+        # It may have come back a moment too early, in another thread or below this very call; or have come to its end by an exception then.
+        fit = waiting.gi_frame is not None and not waiting.gi_running  # type: ignore[attr-defined]  # a generator has these
+        return waiting.send if fit else self._new()
 
     def _new(self) -> Callable[[object], object]:
         waiting = self._wait()
@@ -73,7 +75,7 @@ class Callbacks:
             while True:
                 yield
                 self._settle()
-                if len(self._idle) >= self._most:
+                if len(self._idle) >= _MOST_IDLE:
                     break  # it goes with the weak reference
                 self._idle.append(me)
         except KeyboardInterrupt:
@@ -84,6 +86,24 @@ class Callbacks:
             hand_on()  # last: what it brings is not to come in here
         del me  # no cycle
         yield  # not to end: that would be an exception, too
+
+
+def once(act: Callable[[], object]) -> Callable[[object], object]:
+    """Make such a callback for one weak reference alone; what `act` has is nobody's but that one's."""
+    waiting = _once(act)
+    next(waiting)
+    return waiting.send
+
+
+def _once(act: Callable[[], object]) -> Generator[None, object]:
+    try:
+        yield
+        act()
+    except KeyboardInterrupt:
+        with contextlib.suppress(KeyboardInterrupt):
+            act()
+        hand_on()
+    yield
 
 
 def hand_on() -> None:
